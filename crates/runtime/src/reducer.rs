@@ -1,0 +1,270 @@
+//! Averages gradients over ranks, in buckets, while backward goes on.
+//!
+//! The verbs are those of PyTorch's c10d `Reducer`. Buckets are handed to the group's thread in the order of the plan,
+//! whatever order gradients become ready in, so that all ranks make the same calls.
+
+use crate::process_group::ProcessGroup;
+use crate::storage::Storage;
+use crate::tensor::Tensor;
+use crate::work::Work;
+use std::sync::Arc;
+use syncbn_core::bucket::{Bucket, ParameterSize, plan_buckets};
+use syncbn_core::{Code, DType, Error, Ops, ReduceOp, Result};
+use syncbn_cpu::Cpu;
+
+/// One bucket of one step.
+struct Slot {
+    plan: Bucket,
+    memory: Arc<Storage>,
+    ready: Vec<bool>,
+    work: Option<Work>,
+}
+
+/// Where a parameter lies.
+#[derive(Clone, Copy)]
+struct Place {
+    bucket: usize,
+    position: usize,
+}
+
+/// See the [module documentation](self).
+pub struct Reducer {
+    group: ProcessGroup,
+    names: Vec<String>,
+    places: Vec<Place>,
+    slots: Vec<Slot>,
+    next: usize,
+    armed: bool,
+}
+
+impl std::fmt::Debug for Reducer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reducer").field("parameters", &self.names.len()).field("buckets", &self.slots.len()).finish()
+    }
+}
+
+impl Reducer {
+    /// Plans buckets of at most `bucket_bytes`, the first of at most `first_bucket_bytes`.
+    pub fn new(
+        group: ProcessGroup,
+        names: Vec<String>,
+        parameters: &[Tensor],
+        bucket_bytes: usize,
+        first_bucket_bytes: usize,
+    ) -> Result<Self> {
+        group.expect_member("DistributedDataParallel")?;
+        parameters.iter().try_for_each(|parameter| parameter.expect_float("DistributedDataParallel"))?;
+        let sizes: Vec<_> = parameters.iter().map(|p| ParameterSize { numel: p.numel(), dtype: p.dtype() }).collect();
+        let slots = plan_buckets(&sizes, first_bucket_bytes.min(bucket_bytes), bucket_bytes)
+            .into_iter()
+            .map(|plan| {
+                let memory = Arc::new(Storage::new(plan.dtype, plan.numel)?);
+                Ok(Slot { ready: vec![false; plan.parameters.len()], memory, work: None, plan })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let mut places = vec![Place { bucket: 0, position: 0 }; parameters.len()];
+        for (bucket, slot) in slots.iter().enumerate() {
+            for (position, &index) in slot.plan.parameters.iter().enumerate() {
+                places[index] = Place { bucket, position };
+            }
+        }
+        Ok(Self { group, names, places, slots, next: 0, armed: false })
+    }
+
+    /// Starts a backward pass. `used` tells which parameters this rank's graph reaches; the answer tells which any
+    /// rank's does. Parameters this rank does not use take part with zeros. Without `used`, all are.
+    pub fn prepare_for_backward(&mut self, used: Option<&[bool]>) -> Result<Vec<bool>> {
+        self.abort();
+        let Some(used) = used else {
+            self.armed = true;
+            return Ok(vec![true; self.names.len()]);
+        };
+        if used.len() != self.names.len() {
+            return Err(Error::expected(Code::Argument, "reducer", format!("{} flags", self.names.len()), used.len()));
+        }
+        let mut flags: Vec<u8> = used.iter().flat_map(|&used| i32::from(used).to_ne_bytes()).collect();
+        self.group.run(|group| group.all_reduce(&mut flags, DType::I32, ReduceOp::Max))?;
+        self.armed = true;
+        for index in (0..used.len()).rev().filter(|&index| !used[index]) {
+            self.fill(index, |bytes| {
+                bytes.fill(0);
+                Ok(())
+            })?;
+        }
+        Ok(flags.chunks_exact(4).map(|flag| flag.iter().any(|&byte| byte != 0)).collect())
+    }
+
+    /// Copies a finished gradient to its bucket; a full bucket is handed to the group's thread.
+    pub fn mark_variable_ready(&mut self, index: usize, gradient: &Tensor) -> Result<()> {
+        if !self.armed {
+            return Ok(());
+        }
+        let Place { bucket, position } = self.place(index)?;
+        let dtype = self.slots[bucket].plan.dtype;
+        gradient.expect_dtype("DistributedDataParallel", "a gradient", dtype)?;
+        if self.slots[bucket].ready[position] {
+            let message = format!("parameter {} was marked ready twice in one backward pass", self.names[index]);
+            return Err(Error::new(Code::UnusedParameters, message));
+        }
+        let source = gradient.read()?;
+        self.fill(index, |bytes| {
+            if bytes.len() != source.bytes().len() {
+                let expected = format!("a gradient of {} bytes", bytes.len());
+                return Err(Error::expected(Code::Shape, "DistributedDataParallel", expected, source.bytes().len()));
+            }
+            bytes.copy_from_slice(source.bytes());
+            Ok(())
+        })
+    }
+
+    fn place(&self, index: usize) -> Result<Place> {
+        self.places.get(index).copied().ok_or_else(|| Error::internal(format!("no parameter {index} in the reducer")))
+    }
+
+    fn fill(&mut self, index: usize, write: impl FnOnce(&mut [u8]) -> Result<()>) -> Result<()> {
+        let Place { bucket, position } = self.place(index)?;
+        let slot = &mut self.slots[bucket];
+        write(&mut slot.memory.write()?.bytes()[range(&slot.plan, position)])?;
+        slot.ready[position] = true;
+        self.mark_buckets_ready()
+    }
+
+    fn mark_buckets_ready(&mut self) -> Result<()> {
+        while let Some(slot) = self.slots.get_mut(self.next).filter(|slot| slot.ready.iter().all(|&ready| ready)) {
+            let (dtype, mut guard) = (slot.plan.dtype, slot.memory.write_owned()?);
+            slot.work = Some(self.group.submit(move |group| group.all_reduce(guard.bytes(), dtype, ReduceOp::Sum)));
+            self.next += 1;
+        }
+        Ok(())
+    }
+
+    /// Waits for every bucket and writes the averages to `gradients`, one for each of `indices`.
+    ///
+    /// # Errors
+    /// [`Code::UnusedParameters`] naming the parameters whose gradients were not made, and any error of the exchange.
+    pub fn finalize_backward(&mut self, indices: &[usize], gradients: &[Tensor]) -> Result<()> {
+        let missing = self.missing();
+        if !missing.is_empty() {
+            self.abort();
+            return Err(Error::new(
+                Code::UnusedParameters,
+                format!(
+                    "these parameters got no gradient in this backward pass: {}; pass findUnusedParameters: true if \
+                     that is intended",
+                    missing.join(", ")
+                ),
+            ));
+        }
+        let works: Vec<Work> = self.slots.iter_mut().filter_map(|slot| slot.work.take()).collect();
+        self.reset();
+        works.into_iter().try_for_each(|work| work.wait())?;
+        let share = 1.0 / self.group.size() as f64;
+        for slot in &self.slots {
+            Cpu.scale_in_place(slot.memory.write()?.slice(), share)?;
+        }
+        for (&index, gradient) in indices.iter().zip(gradients) {
+            let Place { bucket, position } = self.place(index)?;
+            let slot = &self.slots[bucket];
+            gradient.write()?.bytes().copy_from_slice(&slot.memory.read()?.bytes()[range(&slot.plan, position)]);
+        }
+        Ok(())
+    }
+
+    fn missing(&self) -> Vec<String> {
+        let unready = |slot: &Slot| -> Vec<usize> {
+            slot.plan
+                .parameters
+                .iter()
+                .zip(&slot.ready)
+                .filter(|(_, ready)| !**ready)
+                .map(|(&index, _)| index)
+                .collect()
+        };
+        let mut indices: Vec<usize> = self.slots.iter().flat_map(unready).collect();
+        indices.sort_unstable();
+        indices.into_iter().map(|index| self.names[index].clone()).collect()
+    }
+
+    /// Forgets a step that failed: waits for what is under way and drops it.
+    pub fn abort(&mut self) {
+        self.slots.iter_mut().filter_map(|slot| slot.work.take()).for_each(|work| {
+            // The step has failed already; this error would only repeat why.
+            let _ = work.wait();
+        });
+        self.reset();
+    }
+
+    fn reset(&mut self) {
+        self.slots.iter_mut().for_each(|slot| slot.ready.fill(false));
+        (self.next, self.armed) = (0, false);
+    }
+}
+
+/// The bytes of a parameter in its bucket.
+fn range(plan: &Bucket, position: usize) -> std::ops::Range<usize> {
+    let end = plan.offsets.get(position + 1).copied().unwrap_or(plan.numel);
+    plan.offsets[position] * plan.dtype.size()..end * plan.dtype.size()
+}
+
+/// Fails on every rank unless all have the same tensors: number, names, shapes, types and formats, in order.
+pub fn verify_parameters(group: &ProcessGroup, names: &[String], tensors: &[Tensor]) -> Result<()> {
+    group.expect_member("DistributedDataParallel")?;
+    let lines: Vec<String> = names
+        .iter()
+        .zip(tensors)
+        .map(|(name, tensor)| format!("{name} {:?} {} {}", tensor.shape(), tensor.dtype(), tensor.format()))
+        .collect();
+    let all = gather_text(group, &lines.join("\n"))?;
+    let first: Vec<&str> = all[0].lines().collect();
+    for (rank, text) in all.iter().enumerate().skip(1) {
+        let theirs: Vec<&str> = text.lines().collect();
+        let differs = (0..first.len().max(theirs.len())).find(|&i| first.get(i) != theirs.get(i));
+        if let Some(i) = differs {
+            let show = |lines: &[&str]| lines.get(i).map_or("nothing".to_string(), |line| (*line).to_string());
+            let (r0, r) = (group.ranks()[0], group.ranks()[rank]);
+            let message = format!(
+                "DistributedDataParallel: parameter {i} differs between ranks: rank {r0} has {}, rank {r} has {}",
+                show(&first),
+                show(&theirs)
+            );
+            return Err(Error::new(Code::ParameterMismatch, message).with_group(group.name()).with_peer(r));
+        }
+    }
+    Ok(())
+}
+
+/// Every rank's text, in rank order.
+fn gather_text(group: &ProcessGroup, text: &str) -> Result<Vec<String>> {
+    let (rank, size) = (group.member_rank().unwrap_or(0), group.size());
+    let mut lengths = vec![0; 8 * size];
+    lengths[8 * rank..][..8].copy_from_slice(&(text.len() as u64).to_le_bytes());
+    group.run(|group| group.all_gather(&mut lengths))?;
+    let lengths: Vec<usize> =
+        lengths.chunks_exact(8).map(|bytes| u64::from_le_bytes(bytes.try_into().expect("8 bytes")) as usize).collect();
+    let widest = lengths.iter().copied().max().unwrap_or(0);
+    let mut texts = vec![0; widest * size];
+    texts[widest * rank..][..text.len()].copy_from_slice(text.as_bytes());
+    group.run(|group| group.all_gather(&mut texts))?;
+    Ok((0..size).map(|r| String::from_utf8_lossy(&texts[widest * r..][..lengths[r]]).into_owned()).collect())
+}
+
+/// Replaces tensors by those of global rank `src`, in one message. Versions stay: the values were never another's.
+pub fn broadcast_tensors(group: &ProcessGroup, tensors: &[Tensor], src: usize) -> Result<()> {
+    group.expect_member("broadcast")?;
+    let src = group.index_of("broadcast", src)?;
+    let mut bytes = Vec::with_capacity(tensors.iter().map(|tensor| tensor.storage().bytes()).sum());
+    for tensor in tensors {
+        bytes.extend_from_slice(tensor.read()?.bytes());
+    }
+    group.run(|group| group.broadcast(&mut bytes, src))?;
+    if group.member_rank() == Some(src) {
+        return Ok(());
+    }
+    let mut rest = &bytes[..];
+    for tensor in tensors {
+        let (mine, others) = rest.split_at(tensor.storage().bytes());
+        tensor.write()?.bytes().copy_from_slice(mine);
+        rest = others;
+    }
+    Ok(())
+}

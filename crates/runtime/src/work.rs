@@ -1,0 +1,90 @@
+//! A collective under way: wait for it, ask whether it is done, or be told.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use syncbn_core::Result;
+
+type Callback = Box<dyn FnOnce(Result<()>) + Send>;
+
+#[derive(Default)]
+struct State {
+    result: Option<Result<()>>,
+    callbacks: Vec<Callback>,
+}
+
+/// One collective's outcome, shared by whoever asks.
+#[derive(Clone, Default)]
+pub struct Work(Arc<(Mutex<State>, Condvar)>);
+
+impl std::fmt::Debug for Work {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Work").field("completed", &self.completed()).finish()
+    }
+}
+
+impl Work {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sets the outcome and tells everybody; called once.
+    pub(crate) fn complete(&self, result: Result<()>) {
+        let callbacks = {
+            let mut state = self.state();
+            state.result = Some(result.clone());
+            std::mem::take(&mut state.callbacks)
+        };
+        self.0.1.notify_all();
+        callbacks.into_iter().for_each(|callback| callback(result.clone()));
+    }
+
+    /// Blocks until the outcome is there. The operation's own deadline bounds the wait.
+    pub fn wait(&self) -> Result<()> {
+        let mut state = self.state();
+        loop {
+            if let Some(result) = &state.result {
+                return result.clone();
+            }
+            state = self.0.1.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Whether the outcome is there.
+    pub fn completed(&self) -> bool {
+        self.state().result.is_some()
+    }
+
+    /// Calls back with the outcome, at once if it is there, else from the thread that makes it.
+    pub fn on_complete(&self, callback: impl FnOnce(Result<()>) + Send + 'static) {
+        let mut state = self.state();
+        match state.result.clone() {
+            None => state.callbacks.push(Box::new(callback)),
+            Some(result) => {
+                drop(state);
+                callback(result);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::channel;
+
+    #[test]
+    fn waiters_and_callbacks_before_and_after_see_the_outcome() {
+        let (work, (sender, receiver)) = (Work::default(), channel());
+        work.on_complete({
+            let sender = sender.clone();
+            move |result| sender.send(result.is_ok()).unwrap()
+        });
+        let waiter = std::thread::spawn({
+            let work = work.clone();
+            move || work.wait().is_ok()
+        });
+        assert!(!work.completed());
+        work.complete(Ok(()));
+        work.on_complete(move |result| sender.send(result.is_ok()).unwrap());
+        assert!(waiter.join().unwrap() && receiver.recv().unwrap() && receiver.recv().unwrap());
+    }
+}
