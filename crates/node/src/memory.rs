@@ -1,0 +1,73 @@
+//! Threads, counters, and what the garbage collector should know of native memory.
+
+use crate::convert::count;
+use crate::error::Result;
+use napi::Env;
+use napi_derive::napi;
+use std::cell::Cell;
+use syncbn_runtime::storage;
+
+thread_local! {
+    /// The environment of this JavaScript thread, while it lives.
+    static ENVIRONMENT: Cell<Option<Env>> = const { Cell::new(None) };
+}
+
+/// Runs when an environment loads the addon: the main thread's, and each worker's.
+#[napi_derive::napi(module_exports)]
+pub fn on_load(_exports: napi::bindgen_prelude::Object<'_>, env: Env) -> Result<()> {
+    ENVIRONMENT.set(Some(env));
+    if let Ok(threads) = std::env::var("SYNCBN_NUM_THREADS").unwrap_or_default().parse::<usize>() {
+        syncbn_cpu::pool::set_num_threads(threads.max(1));
+    }
+    env.add_env_cleanup_hook((), |()| {
+        ENVIRONMENT.set(None);
+        crate::process_group::abort_all();
+    })?;
+    Ok(())
+}
+
+/// Tells the collector that handles of this thread keep `bytes` more (or, negative, fewer) alive.
+pub fn adjust(bytes: i64) {
+    if let Some(env) = ENVIRONMENT.get().filter(|_| bytes != 0) {
+        // A hint only; without it collection comes later.
+        let _ = env.adjust_external_memory(bytes);
+    }
+}
+
+/// Version of the addon.
+#[napi(catch_unwind)]
+pub fn version() -> String {
+    env!("CARGO_PKG_VERSION").into()
+}
+
+/// Threads one operation uses.
+#[napi(catch_unwind)]
+pub fn set_num_threads(threads: f64) -> Result<()> {
+    syncbn_cpu::pool::set_num_threads(count("setNumThreads", "threads", threads)?.max(1));
+    Ok(())
+}
+
+/// Threads one operation uses.
+#[napi(catch_unwind)]
+pub fn get_num_threads() -> u32 {
+    syncbn_cpu::pool::num_threads() as u32
+}
+
+/// Counts of this process.
+#[napi(object)]
+pub struct BindingMemoryStats {
+    pub tensors: i64,
+    pub bytes: i64,
+    pub reserved_bytes: i64,
+}
+
+/// Live storages of the CPU and their bytes.
+#[napi(catch_unwind)]
+pub fn memory_stats() -> BindingMemoryStats {
+    let stats = storage::memory_stats();
+    BindingMemoryStats {
+        tensors: stats.tensors as i64,
+        bytes: stats.bytes as i64,
+        reserved_bytes: stats.reserved_bytes as i64,
+    }
+}

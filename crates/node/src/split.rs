@@ -1,0 +1,227 @@
+//! Batch norm in pieces, for adapters that keep activations elsewhere: only per-channel numbers cross.
+
+use crate::array::{FloatOutput, Floats, NewFloats, expect_apart, floats, floats_mut};
+use crate::batch_norm_array::BindingArray;
+use crate::convert::count;
+use crate::error::{Result, checked};
+use crate::process_group::BindingGroup;
+use crate::tensor::{BindingTensor, optional};
+use napi::bindgen_prelude::Float64Array;
+use napi_derive::napi;
+use syncbn_core::{BatchNormShape, ChannelStats};
+use syncbn_runtime::Tensor;
+use syncbn_runtime::array::{self, BackwardArrays, BackwardSums};
+
+/// Count, mean and M2 of each channel.
+#[napi(object)]
+pub struct BindingStats {
+    pub count: f64,
+    pub mean: Float64Array,
+    pub m2: Float64Array,
+}
+
+impl BindingStats {
+    fn get(&self) -> Result<ChannelStats> {
+        let count = count("channel statistics", "count", self.count)? as u64;
+        Ok(ChannelStats { count, mean: self.mean.to_vec(), m2: self.m2.to_vec() })
+    }
+}
+
+fn to_binding(stats: syncbn_core::Result<ChannelStats>) -> Result<BindingStats> {
+    let stats = checked(stats)?;
+    Ok(BindingStats { count: stats.count as f64, mean: Float64Array::new(stats.mean), m2: Float64Array::new(stats.m2) })
+}
+
+fn shape_of(op: &str, tensor: &Tensor) -> Result<BatchNormShape> {
+    checked(BatchNormShape::new(op, tensor.shape(), tensor.format()))
+}
+
+#[napi(catch_unwind)]
+pub fn batch_norm_stats(input: &BindingTensor) -> Result<BindingStats> {
+    let input = input.get()?;
+    let shape = shape_of("batchNormStats", &input)?;
+    to_binding(array::stats(checked(input.read())?.slice(), shape))
+}
+
+#[napi(catch_unwind)]
+pub fn batch_norm_stats_array(input: BindingArray) -> Result<BindingStats> {
+    to_binding(array::stats(input.slice(), input.batch_norm_shape("batchNormStats")?))
+}
+
+#[napi(catch_unwind)]
+pub fn merge_stats(stats: Vec<BindingStats>) -> Result<BindingStats> {
+    let stats = stats.iter().map(BindingStats::get).collect::<Result<Vec<_>>>()?;
+    to_binding(ChannelStats::merge_all(&stats))
+}
+
+#[napi(catch_unwind)]
+pub fn gather_stats(stats: BindingStats, group: Option<&BindingGroup>) -> Result<BindingStats> {
+    to_binding(array::gather_stats(&stats.get()?, group.map(BindingGroup::get)))
+}
+
+#[napi(catch_unwind)]
+pub fn batch_norm_apply(
+    input: &BindingTensor,
+    stats: BindingStats,
+    weight: Option<&BindingTensor>,
+    bias: Option<&BindingTensor>,
+    eps: f64,
+) -> Result<BindingTensor> {
+    let (input, weight, bias) = (input.get()?, optional(weight)?, optional(bias)?);
+    let shape = shape_of("batchNormApply", &input)?;
+    let output = checked(input.empty_like("batchNormApply"))?;
+    {
+        let weight = checked(weight.as_ref().map(Tensor::read).transpose())?;
+        let bias = checked(bias.as_ref().map(Tensor::read).transpose())?;
+        let affine = (weight.as_ref().map(|guard| guard.slice()), bias.as_ref().map(|guard| guard.slice()));
+        let (input, mut output) = (checked(input.read())?, checked(output.write())?);
+        checked(array::apply(input.slice(), shape, &stats.get()?, affine, eps, output.slice()))?;
+    }
+    Ok(output.into())
+}
+
+#[napi(catch_unwind)]
+pub fn batch_norm_apply_array(
+    input: BindingArray,
+    stats: BindingStats,
+    weight: Option<Floats<'_>>,
+    bias: Option<Floats<'_>>,
+    eps: f64,
+) -> Result<NewFloats> {
+    let (shape, x) = (input.batch_norm_shape("batchNormApply")?, input.slice());
+    let mut output = FloatOutput::new(x.dtype(), x.len());
+    let affine = (weight.as_ref().map(floats), bias.as_ref().map(floats));
+    checked(array::apply(x, shape, &stats.get()?, affine, eps, output.slice()))?;
+    Ok(output.finish())
+}
+
+#[napi(catch_unwind)]
+pub fn update_running_stats(
+    running_mean: &BindingTensor,
+    running_var: &BindingTensor,
+    stats: BindingStats,
+    momentum: f64,
+) -> Result<()> {
+    let (mean, var, stats) = (running_mean.get()?, running_var.get()?, stats.get()?);
+    {
+        let (mut mean, mut var) = (checked(mean.write())?, checked(var.write())?);
+        checked(array::update_running(mean.slice(), var.slice(), &stats, momentum))?;
+    }
+    [mean, var].iter().for_each(|tensor| tensor.storage().bump_version());
+    Ok(())
+}
+
+#[napi(catch_unwind)]
+pub fn update_running_stats_array(
+    running_mean: Floats<'_>,
+    running_var: Floats<'_>,
+    stats: BindingStats,
+    momentum: f64,
+) -> Result<()> {
+    let (mut mean, mut var) = (running_mean, running_var);
+    expect_apart("running statistics", &mean, &[floats(&var)])?;
+    checked(array::update_running(floats_mut(&mut mean), floats_mut(&mut var), &stats.get()?, momentum))
+}
+
+/// This rank's sums for backward.
+#[napi(object)]
+pub struct BindingSums {
+    pub sum_dy: Float64Array,
+    pub sum_dy_xmu: Float64Array,
+}
+
+fn to_sums(sums: syncbn_core::Result<BackwardSums>) -> Result<BindingSums> {
+    let sums = checked(sums)?;
+    Ok(BindingSums { sum_dy: Float64Array::new(sums.sum_dy), sum_dy_xmu: Float64Array::new(sums.sum_dy_xmu) })
+}
+
+/// `grad_output` as a tensor like `input`.
+fn like(op: &str, input: &Tensor, grad_output: &Tensor) -> Result<Tensor> {
+    checked(grad_output.expect_dtype(op, "gradOutput", input.dtype()))?;
+    checked(grad_output.expect_shape(op, input.shape()))?;
+    checked(grad_output.to_format(input.format()))
+}
+
+#[napi(catch_unwind)]
+pub fn batch_norm_backward_reduce(
+    grad_output: &BindingTensor,
+    input: &BindingTensor,
+    stats: BindingStats,
+    eps: f64,
+) -> Result<BindingSums> {
+    const OP: &str = "batchNormBackwardReduce";
+    let input = input.get()?;
+    let (shape, grad_output) = (shape_of(OP, &input)?, like(OP, &input, &grad_output.get()?)?);
+    let (input, grad_output) = (checked(input.read())?, checked(grad_output.read())?);
+    to_sums(array::backward_reduce(grad_output.slice(), input.slice(), shape, &stats.get()?, eps))
+}
+
+#[napi(catch_unwind)]
+pub fn batch_norm_backward_reduce_array(
+    grad_output: BindingArray,
+    input: BindingArray,
+    stats: BindingStats,
+    eps: f64,
+) -> Result<BindingSums> {
+    const OP: &str = "batchNormBackwardReduce";
+    let shape = input.batch_norm_shape(OP)?;
+    input.expect_like(OP, "gradOutput", &grad_output)?;
+    to_sums(array::backward_reduce(grad_output.slice(), input.slice(), shape, &stats.get()?, eps))
+}
+
+fn sums_of(sum_dy: &Float64Array, sum_dy_xmu: &Float64Array) -> BackwardSums {
+    BackwardSums { sum_dy: sum_dy.to_vec(), sum_dy_xmu: sum_dy_xmu.to_vec() }
+}
+
+#[napi(catch_unwind)]
+pub fn batch_norm_backward_apply(
+    grad_output: &BindingTensor,
+    input: &BindingTensor,
+    stats: BindingStats,
+    sum_dy: Float64Array,
+    sum_dy_xmu: Float64Array,
+    weight: Option<&BindingTensor>,
+    eps: f64,
+) -> Result<BindingTensor> {
+    const OP: &str = "batchNormBackwardApply";
+    let (input, weight) = (input.get()?, optional(weight)?);
+    let (shape, grad_output) = (shape_of(OP, &input)?, like(OP, &input, &grad_output.get()?)?);
+    let result = checked(input.empty_like(OP))?;
+    {
+        let weight = checked(weight.as_ref().map(Tensor::read).transpose())?;
+        let (input, grad_output) = (checked(input.read())?, checked(grad_output.read())?);
+        let mut output = checked(result.write())?;
+        let arrays = BackwardArrays {
+            grad_output: grad_output.slice(),
+            input: input.slice(),
+            weight: weight.as_ref().map(|guard| guard.slice()),
+            grad_input: output.slice(),
+        };
+        checked(array::backward_apply(arrays, shape, &stats.get()?, &sums_of(&sum_dy, &sum_dy_xmu), eps))?;
+    }
+    Ok(result.into())
+}
+
+#[napi(catch_unwind)]
+pub fn batch_norm_backward_apply_array(
+    grad_output: BindingArray,
+    input: BindingArray,
+    stats: BindingStats,
+    sum_dy: Float64Array,
+    sum_dy_xmu: Float64Array,
+    weight: Option<Floats<'_>>,
+    eps: f64,
+) -> Result<NewFloats> {
+    const OP: &str = "batchNormBackwardApply";
+    let (shape, x) = (input.batch_norm_shape(OP)?, input.slice());
+    input.expect_like(OP, "gradOutput", &grad_output)?;
+    let mut output = FloatOutput::new(x.dtype(), x.len());
+    let arrays = BackwardArrays {
+        grad_output: grad_output.slice(),
+        input: x,
+        weight: weight.as_ref().map(floats),
+        grad_input: output.slice(),
+    };
+    checked(array::backward_apply(arrays, shape, &stats.get()?, &sums_of(&sum_dy, &sum_dy_xmu), eps))?;
+    Ok(output.finish())
+}
