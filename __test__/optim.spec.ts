@@ -1,0 +1,203 @@
+/** Optimizers against PyTorch; state dicts; a whole training run. */
+import test from 'ava'
+import {
+  AdaptiveAvgPool2d,
+  AdamW,
+  ArgumentError,
+  BatchNorm2d,
+  Conv2d,
+  CrossEntropyLoss,
+  Flatten,
+  Linear,
+  MaxPool2d,
+  ReLU,
+  SGD,
+  Sequential,
+  loadSafetensors,
+  memory,
+  noGrad,
+  ones,
+  parameter,
+  tensor,
+  zeros,
+  type Module,
+  type Optimizer,
+  type Tensor,
+} from 'syncbn'
+
+import { assertClose, ROUNDING, scaleOf, toNumbers } from './helpers/closeness.ts'
+import { fixturePath, loadCases } from './helpers/fixtures.ts'
+
+interface Config {
+  optimizer: 'SGD' | 'AdamW'
+  options: { lr: number }
+  steps: number
+}
+
+function make(config: Config, parameters: Tensor[]): Optimizer {
+  return config.optimizer === 'SGD' ? new SGD(parameters, config.options) : new AdamW(parameters, config.options)
+}
+
+test('five steps of every case of PyTorch', async (t) => {
+  for (const one of await loadCases<Config>('optim')) {
+    const parameters = [0, 1].map((i) => parameter(one.get(`parameter.${i}`).clone()))
+    const optimizer = make(one.config, parameters)
+    for (let step = 0; step < one.config.steps; step++) {
+      parameters.forEach((p, i) => {
+        p.grad = one.copy(`gradient.${step}.${i}`)
+      })
+      optimizer.step()
+      parameters.forEach((p, i) => {
+        const expected = one.get(`parameter.${step}.${i}`)
+        assertClose(t, p, expected, 16 * ROUNDING[one.dtype]! * scaleOf(expected), `${one.name} parameter.${step}.${i}`)
+      })
+    }
+  }
+})
+
+test('a state dict continues a run exactly', async (t) => {
+  for (const one of await loadCases<Config>('optim')) {
+    const parameters = [0, 1].map((i) => parameter(one.get(`parameter.${i}`).clone()))
+    let optimizer = make(one.config, parameters)
+    const twins = parameters.map((p) => parameter(p.clone().detach()))
+    const reference = make(one.config, twins)
+    for (let step = 0; step < one.config.steps; step++) {
+      for (const [list, stepper] of [
+        [parameters, optimizer],
+        [twins, reference],
+      ] as const) {
+        list.forEach((p, i) => {
+          p.grad = one.copy(`gradient.${step}.${i}`)
+        })
+        stepper.step()
+      }
+      const state = optimizer.stateDict()
+      optimizer = make({ ...one.config, options: { ...one.config.options, lr: 7 } }, parameters)
+      optimizer.loadStateDict(state)
+    }
+    parameters.forEach((p, i) => t.deepEqual(p.dataSync(), twins[i]!.dataSync(), one.name))
+  }
+})
+
+test('loadStateDict checks keys and shapes before it changes anything', (t) => {
+  const p = parameter(ones([2]))
+  const optimizer = new SGD([p], { lr: 0.1, momentum: 0.9 })
+  p.grad = ones([2])
+  optimizer.step()
+  const state = optimizer.stateDict()
+  t.deepEqual([...state.keys()].sort(), [
+    'param_groups.0.dampening',
+    'param_groups.0.lr',
+    'param_groups.0.momentum',
+    'param_groups.0.nesterov',
+    'param_groups.0.weight_decay',
+    'state.0.momentum_buffer',
+    'state.0.step',
+  ])
+  const fails = (change: (s: Map<string, Tensor>) => void, message: RegExp) => {
+    const copy = new Map(state)
+    copy.set('param_groups.0.lr', tensor(9))
+    change(copy)
+    t.throws(() => optimizer.loadStateDict(copy), {
+      instanceOf: ArgumentError,
+      code: 'ERR_STATE_DICT',
+      message,
+    } as never)
+    t.is(optimizer.lr, 0.1)
+  }
+  fails((s) => s.delete('param_groups.0.momentum'), /missing.*momentum/)
+  fails((s) => s.set('state.1.momentum_buffer', ones([2])), /unexpected.*state\.1/)
+  fails((s) => s.set('state.0.momentum_buffer', ones([3])), /\[2\].*\[3\]/)
+  fails((s) => s.delete('state.0.step'), /missing.*step/)
+})
+
+test('arguments are checked; lr may change between steps', (t) => {
+  const p = parameter(ones([2]))
+  const sgd = (options: object) => () => new SGD([p], { lr: 0.1, ...options })
+  const expected = { instanceOf: ArgumentError }
+  t.throws(sgd({ lr: -1 }), expected)
+  t.throws(sgd({ lr: NaN }), expected)
+  t.throws(sgd({ momentum: -1 }), expected)
+  t.throws(sgd({ weightDecay: -1 }), expected)
+  t.throws(sgd({ nesterov: true }), expected)
+  t.throws(sgd({ nesterov: true, momentum: 0.9, dampening: 0.1 }), expected)
+  t.throws(() => new AdamW([p], { betas: [1, 0.9] }), expected)
+  t.throws(() => new AdamW([p], { eps: -1 }), expected)
+  t.throws(() => new SGD([], { lr: 1 }), expected)
+  t.throws(() => new SGD([p, p], { lr: 1 }), expected)
+  t.throws(() => new SGD([p.mul(2)], { lr: 1 }), expected)
+  t.throws(() => new SGD([3 as never], { lr: 1 }), expected)
+  const optimizer = new SGD([p], { lr: 0.5 })
+  p.grad = ones([2])
+  optimizer.lr = 2
+  optimizer.step()
+  t.deepEqual(toNumbers(p), [-1, -1])
+  optimizer.lr = NaN
+  t.throws(() => optimizer.step(), expected)
+})
+
+test('a step is no part of a graph, but a graph that saved the parameter notices it', (t) => {
+  const p = parameter(ones([1]))
+  const y = p.mul(p)
+  p.grad = ones([1])
+  new SGD([p], { lr: 1 }).step()
+  t.throws(() => y.backward(), { code: 'ERR_SAVED_TENSOR_MODIFIED' })
+})
+
+test.serial('steps do not leave tensors behind', (t) => {
+  const p = parameter(zeros([3]))
+  const optimizer = new AdamW([p])
+  const step = (): void => {
+    p.mul(p).sum().dispose()
+    const loss = p.mul(2)
+    const sum = loss.sum()
+    sum.backward()
+    optimizer.step()
+    optimizer.zeroGrad()
+    loss.dispose()
+    sum.dispose()
+  }
+  step()
+  const before = memory().cpu!.tensors
+  for (let i = 0; i < 20; i++) (noGrad(() => undefined), step())
+  t.true(memory().cpu!.tensors <= before + 20, 'only the forgotten products may wait for the collector')
+})
+
+function buildNet(): Module {
+  return new Sequential(
+    new Conv2d(1, 8, 3, { padding: 1, bias: false }),
+    new BatchNorm2d(8),
+    new ReLU(),
+    new MaxPool2d(2),
+    new Conv2d(8, 16, 3, { padding: 1, bias: false }),
+    new BatchNorm2d(16),
+    new ReLU(),
+    new AdaptiveAvgPool2d(1),
+    new Flatten(),
+    new Linear(16, 10),
+  )
+}
+
+test('training continues from a checkpoint of PyTorch as PyTorch does', async (t) => {
+  const [run] = await loadCases<Config & { start: string; end: string }>('checkpoint-training')
+  const net = buildNet()
+  net.loadStateDict(await loadSafetensors(fixturePath(run!.config.start)))
+  const evaluate = () => noGrad(() => net.eval().call(run!.get('evalInput')))
+  assertClose(t, evaluate(), run!.get('logitsBeforeFloat64'), 2e-5, 'logits before')
+  const optimizer = new SGD(net.parameters(), run!.config.options)
+  const criterion = new CrossEntropyLoss()
+  net.train()
+  const losses: number[] = []
+  for (let step = 0; step < run!.config.steps; step++) {
+    optimizer.zeroGrad()
+    const loss = criterion.call(net.call(run!.get(`images.${step}`)), run!.get(`labels.${step}`))
+    loss.backward()
+    optimizer.step()
+    losses.push(loss.item())
+  }
+  assertClose(t, tensor(losses), run!.get('lossesFloat64'), 2e-5, 'losses')
+  assertClose(t, evaluate(), run!.get('logitsAfterFloat64'), 1e-4, 'logits after')
+  for (const [key, expected] of await loadSafetensors(fixturePath(run!.config.end))) {
+    assertClose(t, net.stateDict().get(key) ?? null, expected, 2e-5 * Math.max(1, scaleOf(expected)), key)
+  }
+})

@@ -1,0 +1,154 @@
+/**
+ * The benchmark (`npm run bench`): batch norm layers on 1, 2 and 4 ranks against BatchNorm in one process, and the
+ * exchange of statistics by itself.
+ *
+ *   npm run bench -- [--quick] [--peers] [--json]
+ *
+ * --quick   a few small layers, few iterations
+ * --peers   also PyTorch's batch_norm and gloo's all_gather, alternating with ours (SYNCBN_PYTHON: a Python with torch)
+ * --json    prints JSON instead of tables
+ *
+ * The ranks split the batch and the cores, so that every way does the same work. Everything is measured in turns, with
+ * all processes alive and all but one job idle; a number is the median over all turns after warm-up, of the slowest
+ * rank. Writes benches/results/node.json and node.svg (node-quick.* with --quick).
+ */
+import { mkdirSync, writeFileSync } from 'node:fs'
+import { availableParallelism, cpus } from 'node:os'
+import { fileURLToPath } from 'node:url'
+import { parseArgs } from 'node:util'
+
+import { chart } from './chart.ts'
+import { Job, threadsPerRank } from './job.ts'
+import { glooAllGather, TorchBatchNorm, whyNoPeers } from './peers.ts'
+import { bytesOf, problems, type Problem } from './problems.ts'
+import type { Answer, Path } from './rank.ts'
+import { median, quantile, report, type ExchangeResult, type LayerResult, type Results } from './results.ts'
+
+const SIZES = [1, 2, 4] as const
+/** Passes over the input that forward and backward cannot do without: read twice and write; read two twice and write. */
+const PASSES = 8
+/** Channels whose count, means and squared deviations make 6 KB. */
+const EXCHANGE_CHANNELS = 384
+const EXCHANGE_BYTES = 8 + 16 * EXCHANGE_CHANNELS
+const COPY_BYTES = 128 * 2 ** 20
+
+const { values: options } = parseArgs({
+  options: {
+    quick: { type: 'boolean', default: false },
+    peers: { type: 'boolean', default: false },
+    json: { type: 'boolean', default: false },
+  },
+})
+const rounds = options.quick ? 2 : 5
+const iterations = options.quick ? 5 : 8
+const exchangeIterations = options.quick ? 500 : 2000
+
+const obstacle = options.peers ? whyNoPeers() : null
+if (obstacle !== null) say(obstacle)
+const torch = options.peers && obstacle === null ? new TorchBatchNorm() : null
+const jobs = await Promise.all(SIZES.map((size) => Job.start(size)))
+
+const copyGigabytesPerSecond = await copyBandwidth()
+const layers: LayerResult[] = []
+for (const problem of problems(options.quick)) {
+  say(`${problem.network} (${problem.shape.join(', ')}) ${problem.memoryFormat}`)
+  layers.push(...(await measureLayer(problem)))
+}
+say('exchange of statistics')
+const exchanges = await measureExchanges()
+const results: Results = {
+  machine: {
+    processor: cpus()[0]?.model.trim() ?? 'unknown processor',
+    cores: availableParallelism(),
+    node: process.versions.node,
+    copyGigabytesPerSecond,
+    ...(torch && { torch: await torch.versions() }),
+  },
+  quick: options.quick,
+  layers,
+  exchanges,
+}
+await Promise.all([...jobs.map((job) => job.end()), torch?.end()])
+
+const folder = fileURLToPath(new URL('../results/', import.meta.url))
+const file = `${folder}node${options.quick ? '-quick' : ''}`
+mkdirSync(folder, { recursive: true })
+writeFileSync(`${file}.json`, `${JSON.stringify(results, null, 2)}\n`)
+writeFileSync(`${file}.svg`, chart(results))
+console.log(options.json ? JSON.stringify(results, null, 2) : report(results))
+
+/** Progress goes to standard error, so that standard output is the result alone. */
+function say(text: string): void {
+  process.stderr.write(`${text}\n`)
+}
+
+/** The most that any number of processes copies at once. */
+async function copyBandwidth(): Promise<number> {
+  let best = 0
+  for (const job of jobs) {
+    const bytes = COPY_BYTES / job.size
+    const { first } = await job.ask({ kind: 'copy', bytes, iterations: 10 })
+    best = Math.max(best, (2 * COPY_BYTES) / median(first) / 1e6)
+  }
+  return best
+}
+
+interface Way {
+  path: Path | 'torch'
+  ranks: number
+  measure: () => Promise<Answer>
+}
+
+async function measureLayer(problem: Problem): Promise<LayerResult[]> {
+  const ways = waysOf(problem)
+  const answers = ways.map((): Answer => ({ first: [], second: [] }))
+  for (let round = 0; round < rounds; round += 1) {
+    for (const [i, way] of ways.entries()) {
+      const { first, second } = await way.measure()
+      answers[i]?.first.push(...first)
+      answers[i]?.second.push(...second)
+    }
+  }
+  return ways.map(({ path, ranks }, i) => {
+    const [forwardMs, backwardMs] = [median(answers[i]?.first ?? []), median(answers[i]?.second ?? [])]
+    const gigabytesPerSecond = (PASSES * bytesOf(problem.shape)) / (forwardMs + backwardMs) / 1e6
+    return { ...problem, path, ranks, forwardMs, backwardMs, gigabytesPerSecond }
+  })
+}
+
+function waysOf(problem: Problem): Way[] {
+  const { shape, memoryFormat } = problem
+  const ours = (path: Path, job: Job): Way => ({
+    path,
+    ranks: job.size,
+    measure: () => job.ask({ kind: 'layer', path, shape, memoryFormat, iterations }),
+  })
+  const peer = (process: TorchBatchNorm): Way => ({
+    path: 'torch',
+    ranks: 1,
+    measure: async () => {
+      const answer = await process.measure(problem, iterations, threadsPerRank(1))
+      return { first: [answer.medianForwardMs], second: [answer.medianBackwardMs] }
+    },
+  })
+  return [
+    ours('batchNorm', jobs[0] as Job),
+    ...jobs.map((job) => ours('module', job)),
+    ...jobs.map((job) => ours('functional', job)),
+    ...(torch ? [peer(torch)] : []),
+  ]
+}
+
+async function measureExchanges(): Promise<ExchangeResult[]> {
+  const measured: ExchangeResult[] = []
+  for (const job of jobs.filter(({ size }) => size > 1)) {
+    const request = { kind: 'exchange', channels: EXCHANGE_CHANNELS, iterations: exchangeIterations } as const
+    const microseconds = (await job.ask(request)).first.map((ms) => 1000 * ms)
+    const [p50Us, p99Us] = [quantile(microseconds, 0.5), quantile(microseconds, 0.99)]
+    measured.push({ what: 'gatherStats', ranks: job.size, bytes: EXCHANGE_BYTES, p50Us, p99Us })
+    if (!torch) continue
+    const gloo = await glooAllGather(job.size, EXCHANGE_BYTES)
+    measured.push({ what: 'gloo all_gather', ranks: job.size, bytes: EXCHANGE_BYTES, ...gloo })
+  }
+  return measured
+}

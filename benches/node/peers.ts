@@ -1,0 +1,83 @@
+/** PyTorch on the same machine, for comparison: the programs in benches/peers. */
+import { spawn, spawnSync, type ChildProcess } from 'node:child_process'
+import { once } from 'node:events'
+import { createInterface } from 'node:readline'
+import { fileURLToPath } from 'node:url'
+
+import { freePort } from './job.ts'
+import type { Problem } from './problems.ts'
+
+const pathOf = (name: string): string => fileURLToPath(new URL(`../peers/${name}`, import.meta.url))
+const python = process.env.SYNCBN_PYTHON ?? 'python3'
+
+/** Milliseconds of PyTorch's batch norm. */
+export interface PeerAnswer {
+  medianForwardMs: number
+  medianBackwardMs: number
+}
+
+/** Null when the peers can run, else one sentence that says why not. */
+export function whyNoPeers(): string | null {
+  const { error, status, stderr } = spawnSync(python, ['-c', 'import torch'], { encoding: 'utf8' })
+  if (error) return `no peers: ${python} cannot be started (${error.message}); set SYNCBN_PYTHON to a Python with torch`
+  if (status === 0) return null
+  const reason = stderr.trim().split('\n').at(-1)
+  return `no peers: ${python} cannot import torch (${reason}); set SYNCBN_PYTHON to a Python that can`
+}
+
+/** A PyTorch process that answers one request at a time. */
+export class TorchBatchNorm {
+  readonly #child: ChildProcess
+  readonly #lines: AsyncIterator<string>
+
+  constructor() {
+    this.#child = spawn(python, [pathOf('batch_norm_torch.py')], { stdio: ['pipe', 'pipe', 'inherit'] })
+    this.#lines = createInterface({ input: this.#child.stdout as NodeJS.ReadableStream })[Symbol.asyncIterator]()
+  }
+
+  async measure({ shape, memoryFormat }: Problem, iterations: number, threads: number): Promise<PeerAnswer> {
+    const request = { op: 'batchNorm', shape, memoryFormat, phase: 'forwardBackward', iterations, threads, fresh: true }
+    return (await this.#ask(request)) as unknown as PeerAnswer
+  }
+
+  /** The versions that are compared with. */
+  versions(): Promise<Record<string, unknown>> {
+    return this.#ask({ op: 'versions' })
+  }
+
+  async end(): Promise<void> {
+    const ended = once(this.#child, 'exit')
+    this.#child.stdin?.end()
+    await ended
+  }
+
+  async #ask(request: object): Promise<Record<string, unknown>> {
+    this.#child.stdin?.write(`${JSON.stringify(request)}\n`)
+    const { value, done } = await this.#lines.next()
+    if (done) throw new Error('the PyTorch process ended')
+    const answer = JSON.parse(value) as Record<string, unknown>
+    if (answer['error'] !== undefined) throw new Error(`PyTorch: ${String(answer['error'])}`)
+    return answer
+  }
+}
+
+/** gloo's all_gather of `bytes` between `size` processes: microseconds. */
+export async function glooAllGather(size: number, bytes: number): Promise<{ p50Us: number; p99Us: number }> {
+  const environment = {
+    ...process.env,
+    WORLD_SIZE: String(size),
+    MASTER_ADDR: '127.0.0.1',
+    MASTER_PORT: String(await freePort()),
+  }
+  const ranks = Array.from({ length: size }, (_, rank) =>
+    spawn(python, [pathOf('all_gather_gloo.py'), String(bytes)], {
+      stdio: ['ignore', 'pipe', 'inherit'],
+      env: { ...environment, RANK: String(rank) },
+    }),
+  )
+  let output = ''
+  ranks[0]?.stdout.on('data', (text: Buffer) => (output += text.toString()))
+  const codes = await Promise.all(ranks.map(async (rank) => (await once(rank, 'close'))[0] as number | null))
+  if (codes.some((code) => code !== 0)) throw new Error(`gloo's all_gather ended with exit codes ${codes}`)
+  return JSON.parse(output) as { p50Us: number; p99Us: number }
+}

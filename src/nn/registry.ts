@@ -1,0 +1,84 @@
+/**
+ * What a module is made of: parameters, buffers and modules, found in its own fields.
+ *
+ * A field whose value is a Module, or a tensor made by `parameter`, registers itself; buffers are registered by name. A
+ * registered name may differ from its field (state-dict keys are PyTorch's, fields are camelCase).
+ */
+import { argumentError } from '../errors.ts'
+import { exempt } from '../scope.ts'
+import { stateOf, Tensor } from '../tensor.ts'
+import { Module } from './module.ts'
+
+type Kind = 'parameter' | 'buffer' | 'module'
+
+interface Registration {
+  readonly kind: Kind
+  /** The name in state dicts. */
+  readonly key: string
+  readonly persistent: boolean
+}
+
+/** A member: its name, the field that holds it, and its value. */
+export interface Member<T> {
+  readonly key: string
+  readonly field: string
+  readonly value: T
+  readonly persistent: boolean
+}
+
+/** The explicit registrations of one module, by field. */
+export class Registry {
+  readonly #byField = new Map<string, Registration>()
+
+  get(field: string): Registration | undefined {
+    return this.#byField.get(field)
+  }
+
+  /** Registers `field` of `owner` and sets it. Throws for a name that is empty, has a dot or is taken. */
+  register(
+    owner: Module,
+    field: string,
+    kind: Kind,
+    value: unknown,
+    options: { key?: string; persistent?: boolean },
+  ): void {
+    this.#checkName(owner, field, kind)
+    this.#byField.set(field, { kind, key: options.key ?? field, persistent: options.persistent ?? true })
+    Object.defineProperty(owner, field, { value, writable: true, enumerable: true, configurable: true })
+  }
+
+  #checkName(owner: Module, field: string, kind: Kind): void {
+    if (typeof field !== 'string' || field === '' || field.includes('.')) {
+      throw argumentError(`register ${kind}: expected a name without dots, got ${JSON.stringify(field)}`)
+    }
+    const known = this.#byField.get(field)?.kind ?? kind
+    const value: unknown = Reflect.get(owner, field)
+    const free = value === undefined || value === null || value instanceof Tensor || value instanceof Module
+    if (known !== kind || !free) throw argumentError(`register ${kind}: the name '${field}' is taken`)
+  }
+}
+
+/** What the fields of one module hold, in the order of their definition. */
+export interface Members {
+  readonly parameters: Member<Tensor>[]
+  readonly buffers: Member<Tensor>[]
+  readonly modules: Member<Module>[]
+}
+
+/** Reads the fields of `module`. */
+export function membersOf(module: Module, registry: Registry): Members {
+  const members: Members = { parameters: [], buffers: [], modules: [] }
+  for (const [field, value] of Object.entries(module)) addMember(members, field, value, registry.get(field))
+  return members
+}
+
+function addMember(members: Members, field: string, value: unknown, registration: Registration | undefined): void {
+  const key = registration?.key ?? field
+  const persistent = registration?.persistent ?? true
+  if (value instanceof Module) {
+    members.modules.push({ key, field, value, persistent })
+  } else if (value instanceof Tensor) {
+    if (registration?.kind === 'buffer') members.buffers.push({ key, field, value: exempt(value), persistent })
+    else if (stateOf(value).isParameter) members.parameters.push({ key, field, value, persistent })
+  }
+}
