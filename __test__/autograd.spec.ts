@@ -52,6 +52,14 @@ test('an upstream gradient is not taken over: changing it later does not change 
   t.deepEqual(values(x.grad), [6, 8])
 })
 
+test('a leaf’s own gradient may be passed to backward', (t) => {
+  const x = leaf([1, 2])
+  x.sum().backward()
+  x.backward(x.grad!)
+  x.backward(x.grad!.reshape([2]))
+  t.deepEqual(values(x.grad), [4, 4])
+})
+
 test('two leaves that get the same gradient do not share its memory', (t) => {
   const [a, b] = [leaf([1]), leaf([2])]
   a.add(b).backward()

@@ -21,7 +21,7 @@ function largestDifference(expected: State, actual: State): number {
   return largest
 }
 
-test('twenty steps on 2 and 4 ranks equal one process; with local statistics they do not', async (t) => {
+test.serial('twenty steps on 2 and 4 ranks equal one process; with local statistics they do not', async (t) => {
   const args = { norm: 'sync', steps: STEPS }
   const [single] = await valuesOf<State>('training.convNetSteps', 1, { args: { ...args, norm: 'local' } })
   for (const size of [2, 4]) {
@@ -48,7 +48,7 @@ interface Averaging {
   keys: string[]
 }
 
-test('gradients are averaged; inside noSync they stay local and accumulate', async (t) => {
+test.serial('gradients are averaged; inside noSync they stay local and accumulate', async (t) => {
   const values = await valuesOf<Averaging>('training.averaging', 2)
   values.forEach((value, rank) => {
     t.deepEqual(value, {
@@ -63,7 +63,7 @@ test('gradients are averaged; inside noSync they stay local and accumulate', asy
   })
 })
 
-test('one rank may evaluate alone', async (t) => {
+test.serial('one rank may evaluate alone', async (t) => {
   t.deepEqual(await valuesOf('training.evaluateAlone', 2), [true, true])
 })
 
@@ -73,7 +73,7 @@ interface Unused {
   twice: number[][]
 }
 
-test('parameters without a gradient are an error that names them ...', async (t) => {
+test.serial('parameters without a gradient are an error that names them ...', async (t) => {
   for (const [rank, { error }] of (
     await valuesOf<Unused>('training.unusedParameters', 2, { args: { find: false } })
   ).entries()) {
@@ -84,7 +84,7 @@ test('parameters without a gradient are an error that names them ...', async (t)
   }
 })
 
-test('... unless findUnusedParameters is on', async (t) => {
+test.serial('... unless findUnusedParameters is on', async (t) => {
   for (const { error, once, twice } of await valuesOf<Unused>('training.unusedParameters', 2, {
     args: { find: true },
   })) {
@@ -95,7 +95,7 @@ test('... unless findUnusedParameters is on', async (t) => {
   }
 })
 
-test('a backward that fails leaves the next one alone', async (t) => {
+test.serial('a backward that fails leaves the next one alone', async (t) => {
   for (const { error, gradient } of await valuesOf<{ error: SeenError; gradient: number[] }>(
     'training.failedBackward',
     2,
@@ -105,7 +105,7 @@ test('a backward that fails leaves the next one alone', async (t) => {
   }
 })
 
-test('buffers are those of rank 0, or one’s own, or everybody’s', async (t) => {
+test.serial('buffers are those of rank 0, or one’s own, or everybody’s', async (t) => {
   const run = (norm: string, broadcastBuffers: boolean): Promise<State[]> =>
     valuesOf<State>('training.buffers', 2, { args: { norm, broadcastBuffers } })
   const [first, second] = await run('local', true)
@@ -118,7 +118,7 @@ test('buffers are those of rank 0, or one’s own, or everybody’s', async (t) 
   }
 })
 
-test('the constructor refuses what cannot work', async (t) => {
+test.serial('the constructor refuses what cannot work', async (t) => {
   for (const value of await valuesOf<Record<string, SeenError>>('training.refusals', 1)) {
     t.like(value.outside, { name: 'DistributedError', code: 'ERR_NOT_INITIALIZED' })
     t.like(value.frozen, { name: 'ArgumentError', code: 'ERR_ARGUMENT' })

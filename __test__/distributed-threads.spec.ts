@@ -10,7 +10,7 @@ const ROUNDS = 5
 /** Milliseconds that ending a blocked thread may take. */
 const PROMPT = 5000
 
-test('terminate() ends a thread that is blocked in a collective', async (t) => {
+test.serial('terminate() ends a thread that is blocked in a collective', async (t) => {
   for (let round = 0; round < ROUNDS; round += 1) {
     const initMethod = `tcp://127.0.0.1:${await freePort()}`
     const script = new URL('./distributed/group-in-thread.mjs', import.meta.url)

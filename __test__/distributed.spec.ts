@@ -21,7 +21,7 @@ interface Identity {
   rankAfter: SeenError
 }
 
-test('a rank knows who it is, from init to destroy', async (t) => {
+test.serial('a rank knows who it is, from init to destroy', async (t) => {
   const values = await valuesOf<Identity>('collectives.identity', 3)
   values.forEach((value, rank) => {
     t.like(value, { before: false, after: true, end: false, timeout: 20_000, backend: 'tcp', localRank: rank })
@@ -42,7 +42,7 @@ const JOIN: Record<string, (values: number[]) => number> = {
 }
 
 for (const size of [1, 2, 4]) {
-  test(`allReduce over ${size} ranks, for every operation and type`, async (t) => {
+  test.serial(`allReduce over ${size} ranks, for every operation and type`, async (t) => {
     const values = await valuesOf<Record<string, ArrayLike<number | bigint>[]>>('collectives.reductions', size)
     const inputs = Array.from({ length: size }, (_, rank) => numbers(rank))
     for (const [op, join] of Object.entries(JOIN)) {
@@ -74,7 +74,7 @@ interface Copies {
   completed: boolean
 }
 
-test('allGather, broadcast and barriers', async (t) => {
+test.serial('allGather, broadcast and barriers', async (t) => {
   for (const { outputs, tensors, sent, completed } of await valuesOf<Copies>('collectives.copies', 3)) {
     outputs.forEach((output, rank) => t.deepEqual([...output], numbers(rank)))
     t.deepEqual(
@@ -86,7 +86,7 @@ test('allGather, broadcast and barriers', async (t) => {
   }
 })
 
-test('a typed array is written when its work is waited for, once', async (t) => {
+test.serial('a typed array is written when its work is waited for, once', async (t) => {
   const values = await valuesOf<{ untouched: number[]; delivered: number[]; afterwards: number[] }>(
     'collectives.delivery',
     2,
@@ -105,7 +105,7 @@ interface Subgroups {
   wrong: SeenError
 }
 
-test('groups of some ranks; a rank outside gets an error, not a batch norm of its own', async (t) => {
+test.serial('groups of some ranks; a rank outside gets an error, not a batch norm of its own', async (t) => {
   const values = await valuesOf<Subgroups>('collectives.subgroups', 4)
   values.forEach(({ even, pair, data, strided, outside, wrong }, rank) => {
     const inside = rank % 2 === 0
@@ -124,7 +124,7 @@ test('groups of some ranks; a rank outside gets an error, not a batch norm of it
 })
 
 for (const size of [1, 2, 3, 4]) {
-  test(`SyncBatchNorm over ${size} ranks agrees with PyTorch over all their values`, async (t) => {
+  test.serial(`SyncBatchNorm over ${size} ranks agrees with PyTorch over all their values`, async (t) => {
     const values = await valuesOf<Comparison[]>('conformance.syncBatchNorm', size, { deadline: 120_000 })
     for (const [rank, comparisons] of values.entries()) {
       t.true(comparisons.length > 0)

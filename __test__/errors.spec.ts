@@ -40,6 +40,13 @@ test('a native error becomes the class of its code, with its details', (t) => {
   t.deepEqual({ name, message, code, group, rank, peer, operation }, { name: 'TimeoutError', ...data } as never)
 })
 
+test('what the native side does not know is absent', (t) => {
+  const data = { code: 'ERR_MISMATCH', message: 'm', group: null, rank: 0, peer: null, operation: null }
+  const error = fromNative(new Error(JSON.stringify(data))) as DistributedError
+  t.is(error.rank, 0)
+  t.deepEqual([error.group, error.peer, error.operation], [undefined, undefined, undefined])
+})
+
 test('what is no native error of ours stays as it is; range errors become RangeError', (t) => {
   const foreign = new Error('{"code":"ERR_UNHEARD_OF"}')
   t.is(fromNative(foreign), foreign)

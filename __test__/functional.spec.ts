@@ -123,4 +123,13 @@ test('operands that do not fit are typed errors', (t) => {
   t.throws(() => x.matmul(randn([2, 2])), { instanceOf: ShapeError })
   t.throws(() => x.matmul(tensor(1)), { instanceOf: ShapeError })
   t.throws(() => x.sum([2]), { instanceOf: ArgumentError })
+  for (const cut of [
+    () => x.sum([0.5]),
+    () => x.sum(0 as never),
+    () => x.argmax(0.5),
+    () => F.softmax(x, 0.5),
+    () => x.reshape([1.5, 4]),
+  ]) {
+    t.throws(cut, { instanceOf: ArgumentError }, 'a fraction is not cut off')
+  }
 })

@@ -72,7 +72,7 @@ function reports(stdout: string): Record<string, string>[] {
   return found
 }
 
-test('every rank finds its place in its environment', async (t) => {
+test.serial('every rank finds its place in its environment', async (t) => {
   const { folder, script } = withScript(REPORT_ENVIRONMENT)
   const { code, stdout } = await syncbn(['launch', '--nproc-per-node', '3', script, '--name', 'x']).ended
   t.is(code, 0)
@@ -96,7 +96,7 @@ test('every rank finds its place in its environment', async (t) => {
   rmSync(folder, { recursive: true })
 })
 
-test('options in both spellings, several nodes, and the user’s own settings', async (t) => {
+test.serial('options in both spellings, several nodes, and the user’s own settings', async (t) => {
   const { folder, script } = withScript(REPORT_ENVIRONMENT)
   const args = [
     '--nproc_per_node=2',
@@ -121,7 +121,7 @@ test('options in both spellings, several nodes, and the user’s own settings', 
   rmSync(folder, { recursive: true })
 })
 
-test('output is copied line by line with the rank before it', async (t) => {
+test.serial('output is copied line by line with the rank before it', async (t) => {
   const { folder, script } = withScript(`
     process.stdout.write('a'); setTimeout(() => process.stdout.write('b\\nc\\r\\n\\nno end'), 50); console.error('to stderr')`)
   const { stdout, stderr } = await syncbn(['launch', script]).ended
@@ -151,7 +151,7 @@ async function pidsOf(folder: string, ranks: number): Promise<number[]> {
   return files.flatMap((file) => readFileSync(file, 'utf8').split(' ').map(Number))
 }
 
-test('the first failure stops the others, is the exit code and is shown last', async (t) => {
+test.serial('the first failure stops the others, is the exit code and is shown last', async (t) => {
   const { folder, script } = withScript(WITH_GRANDCHILD)
   const { code, stderr } = await syncbn(['launch', '--nproc-per-node', '3', script, folder, 'fail']).ended
   t.is(code, 7)
@@ -160,7 +160,7 @@ test('the first failure stops the others, is the exit code and is shown last', a
   rmSync(folder, { recursive: true })
 })
 
-test('a rank that a signal ended counts as 128 and the signal', async (t) => {
+test.serial('a rank that a signal ended counts as 128 and the signal', async (t) => {
   const { folder, script } = withScript(WITH_GRANDCHILD)
   const { code, stderr } = await syncbn(['launch', '--nproc-per-node', '2', script, folder, 'killed']).ended
   t.is(code, 137)
@@ -174,7 +174,7 @@ for (const [signal, code] of [
   ['SIGTERM', 143],
   ['SIGHUP', 129],
 ] as const) {
-  test(`${signal} leaves no process, not even grandchildren`, async (t) => {
+  test.serial(`${signal} leaves no process, not even grandchildren`, async (t) => {
     const { folder, script } = withScript(WITH_GRANDCHILD)
     const job = syncbn(['launch', '--nproc-per-node', '2', script, folder, 'block'])
     const pids = await pidsOf(folder, 2)
@@ -186,7 +186,7 @@ for (const [signal, code] of [
   })
 }
 
-test('a rank that ignores SIGTERM is killed after the grace period', async (t) => {
+test.serial('a rank that ignores SIGTERM is killed after the grace period', async (t) => {
   const { folder, script } = withScript(WITH_GRANDCHILD)
   const job = syncbn(['launch', '--grace-period', '0.5', script, folder, 'stubborn'])
   const pids = await pidsOf(folder, 1)
@@ -199,7 +199,7 @@ test('a rank that ignores SIGTERM is killed after the grace period', async (t) =
   rmSync(folder, { recursive: true })
 })
 
-test('a second signal does not wait for the grace period', async (t) => {
+test.serial('a second signal does not wait for the grace period', async (t) => {
   const { folder, script } = withScript(WITH_GRANDCHILD)
   const job = syncbn(['launch', '--grace-period', '60', script, folder, 'stubborn'])
   const pids = await pidsOf(folder, 1)
@@ -211,7 +211,7 @@ test('a second signal does not wait for the grace period', async (t) => {
   rmSync(folder, { recursive: true })
 })
 
-test('a launcher that is killed takes its ranks along, even blocked ones', async (t) => {
+test.serial('a launcher that is killed takes its ranks along, even blocked ones', async (t) => {
   const { folder, script } = withScript(WITH_GRANDCHILD)
   const job = syncbn(['launch', '--nproc-per-node', '2', script, folder, 'block'])
   const pids = await pidsOf(folder, 2)
@@ -221,7 +221,7 @@ test('a launcher that is killed takes its ranks along, even blocked ones', async
   rmSync(folder, { recursive: true })
 })
 
-test('all ranks are started again after a failure, as often as was asked', async (t) => {
+test.serial('all ranks are started again after a failure, as often as was asked', async (t) => {
   const { folder, script } = withScript(`
     if (process.env.SYNCBN_RESTART_COUNT !== '2' && process.env.RANK === '0') process.exit(3)
     if (process.env.SYNCBN_RESTART_COUNT !== '2') setInterval(() => {}, 1000)
@@ -233,7 +233,7 @@ test('all ranks are started again after a failure, as often as was asked', async
   rmSync(folder, { recursive: true })
 })
 
-test('TypeScript runs, or the error names what is missing', async (t) => {
+test.serial('TypeScript runs, or the error names what is missing', async (t) => {
   const source = `const greeting: string = 'typed'\nconsole.log(greeting)\n`
   const { folder, script } = withScript(source, 'script.ts')
   const [major = 0, minor = 0] = process.versions.node.split('.').map(Number)
@@ -250,7 +250,7 @@ test('TypeScript runs, or the error names what is missing', async (t) => {
   rmSync(folder, { recursive: true })
 })
 
-test('a reader that goes away ends the job', async (t) => {
+test.serial('a reader that goes away ends the job', async (t) => {
   const { folder, script } = withScript(`setInterval(() => console.log('line'), 5)`)
   const child = spawn(process.execPath, [main, 'launch', script], { stdio: ['ignore', 'pipe', 'ignore'] })
   await new Promise((resolve) => child.stdout.once('data', resolve))

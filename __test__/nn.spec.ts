@@ -111,6 +111,14 @@ test('stateDict shares storage; loadStateDict copies in and converts', (t) => {
   t.false(state.get('weight')!.requiresGrad)
 })
 
+test('a module loads its own state, and a tensor copies itself', (t) => {
+  const net = new Linear(2, 2)
+  const before = net.weight.dataSync()
+  net.loadStateDict(net.stateDict())
+  noGrad(() => net.weight.copy_(net.weight))
+  t.deepEqual(net.weight.dataSync(), before)
+})
+
 test('loadStateDict names missing and unexpected keys and shapes, and writes nothing then', (t) => {
   const net = new Linear(2, 2)
   const before = net.weight.dataSync()

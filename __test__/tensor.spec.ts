@@ -79,6 +79,8 @@ test('full, ones, arange, shape option', (t) => {
   t.deepEqual([...tensor(new Float32Array(6), { shape: [2, 3] }).shape], [2, 3])
   t.throws(() => tensor(new Float32Array(6), { shape: [4] }), { instanceOf: ShapeError })
   t.throws(() => zeros([-1]), { instanceOf: SyncBnError })
+  t.throws(() => zeros([1.5]), { instanceOf: ArgumentError })
+  t.throws(() => zeros(3 as never), { instanceOf: ArgumentError })
 })
 
 test('memory formats change the order in memory, not the values read', (t) => {

@@ -42,6 +42,11 @@ export function channelArray(
   throw new DTypeError('ERR_DTYPE', `${what}: expected a Float32Array or Float64Array, got ${describe(data)}`)
 }
 
+/** A new array of `like`'s type for a result. Its memory is JavaScript's own and goes with it. */
+export function newLike(like: Floats, length = like.length): Floats {
+  return like instanceof Float32Array ? new Float32Array(length) : new Float64Array(length)
+}
+
 /** A per-channel operand of a tensor input: a tensor, or a typed array that is copied in and, if written to, back. */
 export class ChannelOperand {
   readonly native: BindingTensor | null

@@ -4,7 +4,7 @@
  * Forward: `batchNormStats` of the own batch, `gatherStats` over the ranks (or `mergeStats` by hand), `batchNormApply`.
  * Backward: `batchNormBackwardReduce`, an all-reduce of its sums by the caller, `batchNormBackwardApply`.
  */
-import { channelArray, toBindingArray, withChannelOperands } from './batch-norm-operands.ts'
+import { channelArray, newLike, toBindingArray, withChannelOperands } from './batch-norm-operands.ts'
 import type { ProcessGroup } from './distributed/process-group.ts'
 import { argumentError } from './errors.ts'
 import { native } from './native.ts'
@@ -85,7 +85,8 @@ function applyArray(input: ArrayTensor, stats: ChannelStats, args: Arguments): A
   const bias = channelArray(args.bias, 'bias')
   const mean = channelArray(args.runningMean, 'runningMean')
   const variance = channelArray(args.runningVar, 'runningVar')
-  const data = native.batchNormApplyArray(borrowed, stats, weight, bias, args.eps ?? 1e-5)
+  const data = newLike(borrowed.data)
+  native.batchNormApplyArray(borrowed, stats, weight, bias, args.eps ?? 1e-5, data)
   if ((args.training ?? true) && mean && variance) {
     native.updateRunningStatsArray(mean, variance, stats, args.momentum ?? 0.1)
   }
@@ -154,7 +155,8 @@ function backwardArray(
   const { gradient, values } = toArrays(gradOutput, input, 'batchNormBackwardApply')
   const weight = channelArray(args.weight, 'weight')
   const eps = args.eps ?? 1e-5
-  const data = native.batchNormBackwardApplyArray(gradient, values, stats, sumDy, sumDyXmu, weight, eps)
+  const data = newLike(values.data)
+  native.batchNormBackwardApplyArray(gradient, values, stats, sumDy, sumDyXmu, weight, eps, data)
   return { ...gradOutput, data }
 }
 

@@ -5,7 +5,7 @@
  * never copied: the saved object refers to the input and the weight until backward, so they must keep their values. The
  * functions are not recorded for backward; 'syncbn/functional' has those that are.
  */
-import { channelArray, toBindingArray, withChannelOperands } from './batch-norm-operands.ts'
+import { channelArray, newLike, toBindingArray, withChannelOperands } from './batch-norm-operands.ts'
 import { SavedTensor } from './autograd/saved-tensor.ts'
 import type { ProcessGroup } from './distributed/process-group.ts'
 import { argumentError } from './errors.ts'
@@ -102,7 +102,8 @@ function forwardArray(
   const bias = channelArray(args.bias, 'bias')
   const mean = channelArray(args.runningMean, 'runningMean')
   const variance = channelArray(args.runningVar, 'runningVar')
-  const { output, saved } = native.batchNormForwardArray(borrowed, weight, bias, mean, variance, options, group)
+  const output = newLike(borrowed.data)
+  const saved = native.batchNormForwardArray(borrowed, weight, bias, mean, variance, options, group, output)
   const kept = { kind: 'array' as const, input: borrowed, weight }
   return { output: { ...input, data: output }, saved: new SavedStatistics(saved, kept, bias !== null) }
 }
@@ -159,7 +160,14 @@ function backwardTensor(gradOutput: Tensor, saved: SavedStatistics, operands: Sa
 function backwardArray(gradOutput: ArrayTensor, saved: SavedStatistics, operands: SavedArrays): Results<ArrayTensor> {
   const { input, weight } = operands
   const borrowed = toBindingArray(gradOutput, 'syncBatchNormBackward')
-  const results = native.batchNormBackwardArray(borrowed, input, weight, saved.native)
+  const parameter = weight ?? input.data
+  const numFeatures = input.shape[1] ?? 0
+  const results = {
+    gradInput: newLike(input.data),
+    gradWeight: newLike(parameter, numFeatures),
+    gradBias: newLike(parameter, numFeatures),
+  }
+  native.batchNormBackwardArray(borrowed, input, weight, saved.native, results)
   const channels = (data: TypedArray): ArrayTensor => ({ data, shape: [data.length] })
   return {
     gradInput: { ...gradOutput, data: results.gradInput },

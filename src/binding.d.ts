@@ -2,9 +2,7 @@
 
 /** Numbers of any type; Uint16Array holds the bits of half-precision numbers. */
 export type Numbers = Float32Array | Float64Array | Int32Array | BigInt64Array | Uint16Array
-export type NewNumbers = Numbers
 export type Floats = Float32Array | Float64Array
-export type NewFloats = Floats
 
 /**
  * Which binding artifact the generated loader actually loaded: `'native'` for
@@ -59,15 +57,15 @@ export declare function barrier(group: BindingGroup): BindingWork
 
 export declare function batchNormApply(input: BindingTensor, stats: BindingStats, weight: BindingTensor | undefined | null, bias: BindingTensor | undefined | null, eps: number): BindingTensor
 
-export declare function batchNormApplyArray(input: BindingArray, stats: BindingStats, weight: Floats | undefined | null, bias: Floats | undefined | null, eps: number): NewFloats
+export declare function batchNormApplyArray(input: BindingArray, stats: BindingStats, weight: Floats | undefined | null, bias: Floats | undefined | null, eps: number, output: Floats): void
 
 export declare function batchNormBackward(gradOutput: BindingTensor, input: BindingTensor, weight: BindingTensor | undefined | null, saved: BindingSaved, needs: BindingNeeds): BindingBatchNormGradients
 
 export declare function batchNormBackwardApply(gradOutput: BindingTensor, input: BindingTensor, stats: BindingStats, sumDy: Float64Array, sumDyXmu: Float64Array, weight: BindingTensor | undefined | null, eps: number): BindingTensor
 
-export declare function batchNormBackwardApplyArray(gradOutput: BindingArray, input: BindingArray, stats: BindingStats, sumDy: Float64Array, sumDyXmu: Float64Array, weight: Floats | undefined | null, eps: number): NewFloats
+export declare function batchNormBackwardApplyArray(gradOutput: BindingArray, input: BindingArray, stats: BindingStats, sumDy: Float64Array, sumDyXmu: Float64Array, weight: Floats | undefined | null, eps: number, gradInput: Floats): void
 
-export declare function batchNormBackwardArray(gradOutput: BindingArray, input: BindingArray, weight: Floats | undefined | null, saved: BindingSaved): BindingBatchNormGradientArrays
+export declare function batchNormBackwardArray(gradOutput: BindingArray, input: BindingArray, weight: Floats | undefined | null, saved: BindingSaved, gradients: BindingGradientArrays): void
 
 export declare function batchNormBackwardReduce(gradOutput: BindingTensor, input: BindingTensor, stats: BindingStats, eps: number): BindingSums
 
@@ -77,7 +75,7 @@ export declare function batchNormDoubleBackward(input: BindingTensor, gradOutput
 
 export declare function batchNormForward(input: BindingTensor, weight: BindingTensor | undefined | null, bias: BindingTensor | undefined | null, runningMean: BindingTensor | undefined | null, runningVar: BindingTensor | undefined | null, numBatchesTracked: BindingTensor | undefined | null, options: BindingBatchNormOptions, group?: BindingGroup | undefined | null): BindingBatchNormForward
 
-export declare function batchNormForwardArray(input: BindingArray, weight: Floats | undefined | null, bias: Floats | undefined | null, runningMean: Floats | undefined | null, runningVar: Floats | undefined | null, options: BindingBatchNormOptions, group?: BindingGroup | undefined | null): BindingBatchNormForwardArray
+export declare function batchNormForwardArray(input: BindingArray, weight: Floats | undefined | null, bias: Floats | undefined | null, runningMean: Floats | undefined | null, runningVar: Floats | undefined | null, options: BindingBatchNormOptions, group: BindingGroup | undefined | null, output: Floats): BindingSaved
 
 export declare function batchNormStats(input: BindingTensor): BindingStats
 
@@ -117,19 +115,6 @@ export interface BindingBatchNormForward {
   saved: BindingSaved
 }
 
-/** Result of [`batch_norm_forward_array`]. */
-export interface BindingBatchNormForwardArray {
-  output: NewFloats
-  saved: BindingSaved
-}
-
-/** Result of [`batch_norm_backward_array`]. */
-export interface BindingBatchNormGradientArrays {
-  gradInput: NewFloats
-  gradWeight: NewFloats
-  gradBias: NewFloats
-}
-
 /** Result of [`batch_norm_backward`]. */
 export interface BindingBatchNormGradients {
   gradInput: BindingTensor | null
@@ -166,6 +151,15 @@ export interface BindingErrorCode {
   code: string
   /** The class of errors it belongs to. */
   kind: string
+}
+
+/** Where [`batch_norm_backward_array`] writes. */
+export interface BindingGradientArrays {
+  gradInput: Floats
+  /** C values, of the weight's type; of the input's without a weight. */
+  gradWeight: Floats
+  /** Likewise. */
+  gradBias: Floats
 }
 
 /** What JavaScript shows of a group. */
@@ -210,8 +204,8 @@ export interface BindingNeeds {
 
 /** What JavaScript shows of saved statistics. */
 export interface BindingSavedInfo {
-  mean: NewFloats
-  invstd: NewFloats
+  mean: Floats
+  invstd: Floats
   count: number
 }
 
@@ -369,7 +363,7 @@ export declare function tensorStack(tensors: Array<BindingTensor>): BindingTenso
 
 export declare function tensorTo(tensor: BindingTensor, dtypeName?: string | undefined | null, memoryFormat?: string | undefined | null): BindingTensor
 
-export declare function tensorToArray(tensor: BindingTensor, raw: boolean): NewNumbers
+export declare function tensorToArray(tensor: BindingTensor, raw: boolean): Numbers
 
 export declare function tensorVersion(tensor: BindingTensor): number
 

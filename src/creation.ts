@@ -4,6 +4,7 @@ import { argumentError, DTypeError } from './errors.ts'
 import { native } from './native.ts'
 import type { BindingTensor } from './native.ts'
 import { flatten } from './nested-array.ts'
+import { toShape } from './ops/shape.ts'
 import { wrap } from './tensor.ts'
 import type { Tensor } from './tensor.ts'
 import type { DType, MemoryFormat, NestedArray, Shape, TensorOptions, TypedArray } from './types.ts'
@@ -24,7 +25,9 @@ export function tensor(
     ? { data, shape: [data.length], dtype: typedArrayDType(data, options) }
     : flatten(data)
   const shape = options.shape ?? flat.shape
-  return make(options, flat.dtype, (dtype, format) => native.tensorFromArray(flat.data, [...shape], dtype, format))
+  return make(options, flat.dtype, (dtype, format) =>
+    native.tensorFromArray(flat.data, toShape(shape, 'tensor'), dtype, format),
+  )
 }
 
 function typedArrayDType(data: TypedArray, { dtype }: TensorOptions): DType {
@@ -67,17 +70,17 @@ export function ones(shape: Shape, options: TensorOptions = {}): Tensor {
 
 /** A tensor whose every element is `value`. Default dtype: float32. */
 export function full(shape: Shape, value: number, options: TensorOptions = {}): Tensor {
-  return make(options, 'float32', (dtype, format) => native.tensorFull([...shape], value, dtype, format))
+  return make(options, 'float32', (dtype, format) => native.tensorFull(toShape(shape, 'full'), value, dtype, format))
 }
 
 /** Standard normal values from this thread's generator: PyTorch's numbers for PyTorch's seed. Default dtype: float32. */
 export function randn(shape: Shape, options: TensorOptions = {}): Tensor {
-  return make(options, 'float32', (dtype, format) => native.tensorRandn([...shape], dtype, format))
+  return make(options, 'float32', (dtype, format) => native.tensorRandn(toShape(shape, 'randn'), dtype, format))
 }
 
 /** Uniform values in [0, 1) from this thread's generator: PyTorch's numbers for PyTorch's seed. Default dtype: float32. */
 export function rand(shape: Shape, options: TensorOptions = {}): Tensor {
-  return make(options, 'float32', (dtype, format) => native.tensorRand([...shape], dtype, format))
+  return make(options, 'float32', (dtype, format) => native.tensorRand(toShape(shape, 'rand'), dtype, format))
 }
 
 /** 0, 1, … up to but not including `end`. Default dtype: int64. */

@@ -49,7 +49,7 @@ export type ErrorCode = keyof typeof KINDS
 /** Every code with the kind of its class, in the order of docs/errors.md. */
 export const errorKinds: Readonly<Record<ErrorCode, (typeof KINDS)[ErrorCode]>> = KINDS
 
-/** Who was involved in a distributed error, as far as it is known. */
+/** Who was involved in a distributed error, as far as it is known; the native side writes null for what is not. */
 export interface ErrorDetails {
   /** Name of the process group. */
   group?: string
@@ -100,17 +100,17 @@ export class AutogradError extends SyncBnError {
 /** Process groups: set-up, membership, I/O. */
 export class DistributedError extends SyncBnError {
   override name = 'DistributedError'
-  readonly group?: string
-  readonly rank?: number
-  readonly peer?: number
-  readonly operation?: string
+  declare readonly group?: string
+  declare readonly rank?: number
+  declare readonly peer?: number
+  declare readonly operation?: string
 
   constructor(code: ErrorCode, message: string, details: ErrorDetails = {}) {
     super(code, message)
-    if (details.group !== undefined) this.group = details.group
-    if (details.rank !== undefined) this.rank = details.rank
-    if (details.peer !== undefined) this.peer = details.peer
-    if (details.operation !== undefined) this.operation = details.operation
+    if (details.group != null) this.group = details.group
+    if (details.rank != null) this.rank = details.rank
+    if (details.peer != null) this.peer = details.peer
+    if (details.operation != null) this.operation = details.operation
   }
 }
 

@@ -177,7 +177,7 @@ export class Tensor implements Disposable {
   copy_(source: Tensor): this {
     checkWritable(this, 'copy_')
     checkWritable(source, 'copy_ from a source')
-    native.tensorCopyInPlace(nativeOf(this), nativeOf(source))
+    copyInPlace(this, source)
     return this
   }
 
@@ -307,6 +307,12 @@ export function nativeOf(tensor: Tensor): BindingTensor {
 /** `nativeOf` for an operand that may be missing. */
 export function nativeOrNull(tensor: Tensor | null | undefined): BindingTensor | null {
   return tensor ? nativeOf(tensor) : null
+}
+
+/** Copies values, converting them; nothing where both are the same memory. Bumps the version of `target`. */
+export function copyInPlace(target: Tensor, source: Tensor): void {
+  const [to, from] = [nativeOf(target), nativeOf(source)]
+  if (to !== from) native.tensorCopyInPlace(to, from)
 }
 
 /** A tensor over a new native one, in the current scope. */

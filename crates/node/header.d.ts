@@ -2,6 +2,4 @@
 
 /** Numbers of any type; Uint16Array holds the bits of half-precision numbers. */
 export type Numbers = Float32Array | Float64Array | Int32Array | BigInt64Array | Uint16Array
-export type NewNumbers = Numbers
 export type Floats = Float32Array | Float64Array
-export type NewFloats = Floats

@@ -15,8 +15,9 @@ import { parseArgs } from 'node:util'
 
 import { loadSafetensors } from 'syncbn'
 
+import { ProgressBar } from './progress-bar.ts'
 import { chart, isAsExpected, sentence, table, type Run } from './report.ts'
-import type { Progress, TrainingResult } from './train.ts'
+import type { TrainingResult } from './train.ts'
 
 interface Plan {
   name: string
@@ -31,7 +32,6 @@ const PLANS: readonly [Plan, Plan, Plan] = [
   { name: 'sync', setting: '4 ranks × 2, SyncBatchNorm', ranks: 4, batchSize: 2, norm: 'sync' },
   { name: 'local', setting: '4 ranks × 2, BatchNorm', ranks: 4, batchSize: 2, norm: 'local' },
 ]
-const BAR_WIDTH = 30
 
 const pathOf = (relative: string): string => fileURLToPath(new URL(relative, import.meta.url))
 const outFolder = pathOf('./out/')
@@ -82,28 +82,4 @@ async function largestDifference(first: string, second: string): Promise<number>
     })
   }
   return largest
-}
-
-/** A bar that redraws itself on a terminal, and one line at each quarter elsewhere. */
-class ProgressBar {
-  readonly #title: string
-  #quarter = 0
-
-  constructor(title: string) {
-    this.#title = title
-  }
-
-  show({ step, steps, loss }: Progress): void {
-    const part = step / steps
-    const filled = Math.round(part * BAR_WIDTH)
-    const bar = '█'.repeat(filled) + '░'.repeat(BAR_WIDTH - filled)
-    const text = `${this.#title.padEnd(28)} ${bar} ${String(step).padStart(5)}/${steps}  loss ${loss.toFixed(3)}`
-    if (process.stdout.isTTY) process.stdout.write(`\r${text}`)
-    else if (Math.floor(4 * part) > this.#quarter) console.log(text)
-    this.#quarter = Math.floor(4 * part)
-  }
-
-  end(): void {
-    if (process.stdout.isTTY) process.stdout.write('\n')
-  }
 }

@@ -29,7 +29,7 @@ export class AccumulateGrad implements Node {
   }
 
   apply([gradient]: Gradients): Gradients {
-    if (gradient && !this.leaf.disposed) {
+    if (gradient && !this.leaf.disposed && this.leaf.requiresGrad) {
       accumulate(this.leaf, gradient)
       for (const hook of [...(stateOf(this.leaf).gradHooks ?? [])]) hook(this.leaf)
     }
@@ -61,8 +61,13 @@ function accumulate(leaf: Tensor, gradient: Tensor): void {
   } else if (gradMode.enabled || existing.requiresGrad) {
     storeGradient(leaf, add(existing, converted))
   } else {
-    native.addInPlace(nativeOf(existing), nativeOf(converted))
+    native.addInPlace(nativeOf(existing), nativeOf(sharesMemory(existing, converted) ? clone(converted) : converted))
   }
+}
+
+/** Whether `addend` may lie in the memory of `sum`, as when a leaf's own gradient is passed to backward. */
+function sharesMemory(sum: Tensor, addend: Tensor): boolean {
+  return handleOf(sum) === handleOf(addend) || handleOf(addend).sharesStorage
 }
 
 /** The gradient itself if nothing else uses its memory, else a copy. */

@@ -12,6 +12,9 @@ import { BatchNorm, BatchNormBase } from './batch-norm.ts'
 import { membersOf, Module, shareHooksAndRegistrations } from './module.ts'
 import { checkGroup, SyncBatchNorm } from './sync-batch-norm.ts'
 
+/** A layer without tensors: those of another move in, as all its options do. */
+const BARE = { affine: false, trackRunningStats: false }
+
 /** What a converted layer was before. */
 const originals = new WeakMap<SyncBatchNorm, BatchNormBase>()
 
@@ -78,8 +81,7 @@ function checkConvertible(layer: BatchNormBase, path: string): void {
 }
 
 function toSync(layer: BatchNormBase, processGroup: ProcessGroup | null): SyncBatchNorm {
-  const { numFeatures, eps, momentum, affine, trackRunningStats } = layer
-  const sync = new SyncBatchNorm(numFeatures, { eps, momentum, affine, trackRunningStats })
+  const sync = new SyncBatchNorm(layer.numFeatures, BARE)
   moveState(layer, sync)
   sync.processGroup = processGroup
   const original = layer instanceof SyncBatchNorm ? originals.get(layer) : layer
@@ -88,8 +90,7 @@ function toSync(layer: BatchNormBase, processGroup: ProcessGroup | null): SyncBa
 }
 
 function toLocal(sync: SyncBatchNorm): BatchNormBase {
-  const { numFeatures, eps, momentum, affine, trackRunningStats } = sync
-  const local = originals.get(sync) ?? new BatchNorm(numFeatures, { eps, momentum, affine, trackRunningStats })
+  const local = originals.get(sync) ?? new BatchNorm(sync.numFeatures, BARE)
   moveState(sync, local)
   return local
 }

@@ -1,8 +1,7 @@
 /** State dicts of modules: reading, and loading with all checks before the first write. */
 import { ArgumentError } from '../errors.ts'
-import { native } from '../native.ts'
 import { sameShape } from '../ops/shape.ts'
-import { nativeOf, Tensor } from '../tensor.ts'
+import { copyInPlace, Tensor } from '../tensor.ts'
 import { joinName, membersOf } from './module.ts'
 import type { Module } from './module.ts'
 
@@ -38,7 +37,7 @@ export function loadStateDict(
   }
   for (const [key, target] of targets) {
     const source = state.get(key)
-    if (source) native.tensorCopyInPlace(nativeOf(target), nativeOf(source))
+    if (source) copyInPlace(target, source)
   }
   return { missingKeys, unexpectedKeys }
 }

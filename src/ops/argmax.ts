@@ -5,6 +5,7 @@ import { withGradMode } from '../autograd/grad-mode.ts'
 import { native } from '../native.ts'
 import { nativeOf } from '../tensor.ts'
 import type { Tensor } from '../tensor.ts'
+import { integer } from './shape.ts'
 
 const operation: Operation<number> = {
   name: 'argmax',
@@ -14,5 +15,5 @@ const operation: Operation<number> = {
 
 /** See `Tensor.argmax`. Integers have no gradient, so the operation is never recorded. */
 export function argmax(x: Tensor, dim: number): Tensor {
-  return withGradMode(false, () => applySingle(operation, [x], dim))
+  return withGradMode(false, () => applySingle(operation, [x], integer(dim, 'argmax dim')))
 }

@@ -153,10 +153,15 @@ export function normalize(input: Tensor, args: NormalizeArguments, group: Bindin
       variance: nativeOrNull(args.runningVar),
       batches: nativeOrNull(updates ? args.numBatchesTracked : null),
     },
-    native: { training, momentum: updates && args.momentum !== undefined ? args.momentum : 0.1, eps: args.eps ?? 1e-5 },
+    native: { training, eps: args.eps ?? 1e-5, ...toMomentum(updates ? args.momentum : undefined) },
     group,
     statistics: null,
   })
+}
+
+/** On the native side a missing momentum is the cumulative average. */
+function toMomentum(momentum: number | null | undefined): { momentum?: number } {
+  return momentum === null ? {} : { momentum: momentum ?? 0.1 }
 }
 
 /**

@@ -5,7 +5,7 @@ import { native } from '../native.ts'
 import { nativeOf, nativeOrNull } from '../tensor.ts'
 import type { Tensor } from '../tensor.ts'
 import type { MemoryFormat, Pair, Shape } from '../types.ts'
-import { toPair } from './shape.ts'
+import { integer, toPair } from './shape.ts'
 import { sum } from './sum.ts'
 
 /** Geometry of a convolution. */
@@ -77,7 +77,7 @@ export function conv2d(input: Tensor, weight: Tensor, bias: Tensor | null = null
   return applySingle(operation, [input, weight, bias], {
     stride: toPair(options.stride ?? 1, 'conv2d stride'),
     padding: toPair(options.padding ?? 0, 'conv2d padding'),
-    groups: options.groups ?? 1,
+    groups: integer(options.groups ?? 1, 'conv2d groups'),
     inputShape: input.shape,
     inputMemoryFormat: input.memoryFormat,
     weightShape: weight.shape,

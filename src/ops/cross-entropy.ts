@@ -6,6 +6,7 @@ import { nativeOf } from '../tensor.ts'
 import type { Tensor } from '../tensor.ts'
 import type { Reduction } from '../types.ts'
 import { toReduction } from './reduction.ts'
+import { integer } from './shape.ts'
 
 /** Options of the loss. */
 export interface CrossEntropyOptions {
@@ -53,5 +54,6 @@ const backwardOperation: Operation<Options> = {
  */
 export function crossEntropy(input: Tensor, target: Tensor, options: CrossEntropyOptions = {}): Tensor {
   const reduction = toReduction(options.reduction, 'crossEntropy')
-  return applySingle(operation, [input, target], { ignoreIndex: options.ignoreIndex ?? -100, reduction })
+  const ignoreIndex = integer(options.ignoreIndex ?? -100, 'crossEntropy ignoreIndex')
+  return applySingle(operation, [input, target], { ignoreIndex, reduction })
 }

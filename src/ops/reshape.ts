@@ -5,7 +5,7 @@ import { native } from '../native.ts'
 import { nativeOf } from '../tensor.ts'
 import type { Tensor } from '../tensor.ts'
 import type { Shape } from '../types.ts'
-import { countElements, normalizeDim, sameShape } from './shape.ts'
+import { countElements, normalizeDim, sameShape, toShape } from './shape.ts'
 
 interface Shapes {
   readonly from: Shape
@@ -21,7 +21,7 @@ const operation: Operation<Shapes> = {
 
 /** See `Tensor.reshape`. */
 export function reshape(x: Tensor, shape: Shape): Tensor {
-  return applySingle(operation, [x], { from: x.shape, to: shape })
+  return applySingle(operation, [x], { from: x.shape, to: toShape(shape, 'reshape') })
 }
 
 /** `reshape` for this library's own use: `x` itself if it has the shape. */

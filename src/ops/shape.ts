@@ -2,6 +2,18 @@
 import { argumentError, ShapeError } from '../errors.ts'
 import type { Pair, Shape } from '../types.ts'
 
+/** `value` if it is an integer: the native side would cut off its fraction. */
+export function integer(value: number, name: string): number {
+  if (Number.isSafeInteger(value)) return value
+  throw argumentError(`${name}: expected an integer, got ${String(value)}`)
+}
+
+/** A copy of `shape`, whose sizes are integers. */
+export function toShape(shape: Shape, operation: string): number[] {
+  if (Array.isArray(shape) && shape.every(Number.isSafeInteger)) return [...shape]
+  throw argumentError(`${operation}: expected a shape of integers, got ${JSON.stringify(shape)}`)
+}
+
 export function sameShape(a: Shape, b: Shape): boolean {
   return a.length === b.length && a.every((size, i) => size === b[i])
 }

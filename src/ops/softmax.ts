@@ -4,6 +4,7 @@ import type { Operation } from '../autograd/operation.ts'
 import { native } from '../native.ts'
 import { nativeOf } from '../tensor.ts'
 import type { Tensor } from '../tensor.ts'
+import { integer } from './shape.ts'
 
 interface Options {
   readonly dim: number
@@ -32,10 +33,10 @@ const backwardOperation: Operation<Options> = {
 
 /** exp(input) / Σ exp(input) along `dim`, without overflow. float32 or float64; differentiable once. */
 export function softmax(input: Tensor, dim: number): Tensor {
-  return applySingle(operation, [input], { dim, log: false })
+  return applySingle(operation, [input], { dim: integer(dim, 'softmax dim'), log: false })
 }
 
 /** input − log Σ exp(input) along `dim`, without overflow. float32 or float64; differentiable once. */
 export function logSoftmax(input: Tensor, dim: number): Tensor {
-  return applySingle(operation, [input], { dim, log: true })
+  return applySingle(operation, [input], { dim: integer(dim, 'logSoftmax dim'), log: true })
 }

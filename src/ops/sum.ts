@@ -1,13 +1,14 @@
 /** Sums and means over dimensions. */
 import { applySingle } from '../autograd/operation.ts'
 import type { Operation } from '../autograd/operation.ts'
+import { argumentError } from '../errors.ts'
 import { native } from '../native.ts'
 import { nativeOf } from '../tensor.ts'
 import type { Tensor } from '../tensor.ts'
 import type { Shape } from '../types.ts'
 import { div } from './arithmetic.ts'
 import { reshapeIfNeeded } from './reshape.ts'
-import { countElements, normalizeDim } from './shape.ts'
+import { countElements, integer, normalizeDim } from './shape.ts'
 import { expand } from './sum-to.ts'
 
 interface Options {
@@ -34,10 +35,16 @@ function spread(gradient: Tensor, { dims, mean, shape }: Options): Tensor {
 
 /** See `Tensor.sum`. */
 export function sum(x: Tensor, dims?: readonly number[] | null): Tensor {
-  return applySingle(operation, [x], { dims: dims ?? null, mean: false, shape: x.shape })
+  return applySingle(operation, [x], { dims: toDims(dims, 'sum'), mean: false, shape: x.shape })
 }
 
 /** See `Tensor.mean`. */
 export function mean(x: Tensor, dims?: readonly number[] | null): Tensor {
-  return applySingle(meanOperation, [x], { dims: dims ?? null, mean: true, shape: x.shape })
+  return applySingle(meanOperation, [x], { dims: toDims(dims, 'mean'), mean: true, shape: x.shape })
+}
+
+function toDims(dims: readonly number[] | null | undefined, operation: string): number[] | null {
+  if (dims === null || dims === undefined) return null
+  if (Array.isArray(dims)) return dims.map((dim) => integer(dim as number, `${operation} dims`))
+  throw argumentError(`${operation}: expected an array of dimensions, got ${String(dims)}`)
 }

@@ -22,7 +22,7 @@ export interface FaultArguments {
   timeout: number
   /** The rank that misbehaves. */
   culprit?: number
-  /** Milliseconds before a rank starts. */
+  /** Milliseconds before a rank starts; TEST_DELAY in its environment goes before. */
   delay?: number[]
 }
 
@@ -35,7 +35,7 @@ const dieAtOnce = (): void => process.kill(process.pid, 'SIGKILL') as unknown as
 
 /** Only the rendezvous. */
 export async function meet({ timeout, delay }: FaultArguments, report: Report): Promise<unknown> {
-  await sleep(delay?.[ownRank()] ?? 0)
+  await sleep(Number(process.env.TEST_DELAY ?? delay?.[ownRank()] ?? 0))
   await report('meeting')
   let size = 0
   const error = await seen(async () => {
@@ -117,5 +117,8 @@ export async function otherParameters({ timeout }: FaultArguments): Promise<unkn
 
 export async function otherGroup({ timeout }: FaultArguments): Promise<unknown> {
   await initProcessGroup({ timeout })
-  return seen(() => newGroup(getRank() === 0 ? [0] : [0, 1]))
+  const error = await seen(() => newGroup(getRank() === 0 ? [0] : [0, 1]))
+  // Rank 0 carries the others' messages: it stays until they have read them.
+  await sleep(500)
+  return error
 }

@@ -8,7 +8,7 @@ use std::time::Instant;
 use syncbn_core::kernels::{Backward, BackwardApply, BackwardReduce, Forward, Kernels, Normalize, RunningStats};
 use syncbn_core::message::{slot_bytes, sums_bytes};
 use syncbn_core::{BatchNormShape, DType};
-use syncbn_cpu::{Cpu, HostSlice, HostSliceMut, pool};
+use syncbn_cpu::{Cpu, HostBuffer, HostSlice, HostSliceMut, pool};
 
 const SHAPES: [(&str, [usize; 3], bool); 9] = [
     ("(8,64,56,56) NCHW", [8, 64, 56 * 56], false),
@@ -25,9 +25,9 @@ const SHAPES: [(&str, [usize; 3], bool); 9] = [
 /// Tensors and rows of one layer.
 struct Layer {
     shape: BatchNormShape,
-    x: Vec<f32>,
-    dy: Vec<f32>,
-    out: Vec<f32>,
+    x: HostBuffer,
+    dy: HostBuffer,
+    out: HostBuffer,
     weight: Vec<f32>,
     bias: Vec<f32>,
     running: [Vec<f32>; 2],
@@ -40,14 +40,20 @@ struct Layer {
 impl Layer {
     fn new([batch, channels, spatial]: [usize; 3], channels_last: bool) -> Self {
         let shape = BatchNormShape { batch, channels, spatial, channels_last };
-        let values =
-            |seed: usize| (0..shape.numel()).map(|i| ((i * 7919 + seed) % 10_007) as f32 / 5003.5 - 1.0).collect();
+        let values = |seed: usize| {
+            let buffer = HostBuffer::new(DType::F32, shape.numel()).expect("memory");
+            if let HostSliceMut::F32(values) = buffer.write().expect("unused").slice() {
+                let value = |i: usize| ((i * 7919 + seed) % 10_007) as f32 / 5003.5 - 1.0;
+                values.iter_mut().enumerate().for_each(|(i, to)| *to = value(i));
+            }
+            buffer
+        };
         let row = |value: f32| vec![value; channels];
         Self {
             shape,
             x: values(1),
             dy: values(5000),
-            out: vec![0.0; shape.numel()],
+            out: values(0),
             weight: row(1.0),
             bias: row(0.0),
             running: [row(0.0), row(1.0)],
@@ -59,6 +65,8 @@ impl Layer {
     }
 
     fn forward(&mut self) {
+        let x = self.x.read().expect("unused");
+        let mut out = self.out.write().expect("unused");
         let [mean, var] = &mut self.running;
         let running = RunningStats {
             mean: HostSliceMut::F32(mean),
@@ -67,20 +75,22 @@ impl Layer {
             num_batches_tracked: None,
         };
         let call = Forward {
-            input: HostSlice::F32(&self.x),
+            input: x.slice(),
             shape: self.shape,
             weight: Some(HostSlice::F32(&self.weight)),
             bias: Some(HostSlice::F32(&self.bias)),
             eps: 1e-5,
             running: Some(running),
-            output: HostSliceMut::F32(&mut self.out),
+            output: out.slice(),
             statistics: &mut self.slot,
         };
         Cpu.forward(call).expect("forward");
     }
 
     fn forward_two_phase(&mut self) {
-        Cpu.stats(HostSlice::F32(&self.x), self.shape, &mut self.messages, 0).expect("stats");
+        let x = self.x.read().expect("unused");
+        let mut out = self.out.write().expect("unused");
+        Cpu.stats(x.slice(), self.shape, &mut self.messages, 0).expect("stats");
         let [mean, var] = &mut self.running;
         let running = RunningStats {
             mean: HostSliceMut::F32(mean),
@@ -89,7 +99,7 @@ impl Layer {
             num_batches_tracked: None,
         };
         let call = Normalize {
-            input: HostSlice::F32(&self.x),
+            input: x.slice(),
             shape: self.shape,
             weight: Some(HostSlice::F32(&self.weight)),
             bias: Some(HostSlice::F32(&self.bias)),
@@ -97,22 +107,25 @@ impl Layer {
             messages: &self.messages,
             world_size: 1,
             running: Some(running),
-            output: HostSliceMut::F32(&mut self.out),
+            output: out.slice(),
             statistics: &mut self.slot,
         };
         Cpu.normalize(call).expect("normalize");
     }
 
     fn backward(&mut self) {
+        let x = self.x.read().expect("unused");
+        let dy = self.dy.read().expect("unused");
+        let mut out = self.out.write().expect("unused");
         let [weight, bias] = &mut self.gradients;
         let call = Backward {
-            input: HostSlice::F32(&self.x),
-            grad_output: HostSlice::F32(&self.dy),
+            input: x.slice(),
+            grad_output: dy.slice(),
             shape: self.shape,
             weight: Some(HostSlice::F32(&self.weight)),
             statistics: &self.slot,
             batch_statistics: true,
-            grad_input: Some(HostSliceMut::F32(&mut self.out)),
+            grad_input: Some(out.slice()),
             grad_weight: Some(HostSliceMut::F32(weight)),
             grad_bias: Some(HostSliceMut::F32(bias)),
         };
@@ -120,10 +133,13 @@ impl Layer {
     }
 
     fn backward_two_phase(&mut self) {
+        let x = self.x.read().expect("unused");
+        let dy = self.dy.read().expect("unused");
+        let mut out = self.out.write().expect("unused");
         let [weight, bias] = &mut self.gradients;
         let call = BackwardReduce {
-            input: HostSlice::F32(&self.x),
-            grad_output: HostSlice::F32(&self.dy),
+            input: x.slice(),
+            grad_output: dy.slice(),
             shape: self.shape,
             statistics: &self.slot,
             sums: &mut self.sums,
@@ -132,13 +148,13 @@ impl Layer {
         };
         Cpu.backward_reduce(call).expect("backward_reduce");
         let call = BackwardApply {
-            input: HostSlice::F32(&self.x),
-            grad_output: HostSlice::F32(&self.dy),
+            input: x.slice(),
+            grad_output: dy.slice(),
             shape: self.shape,
             weight: Some(HostSlice::F32(&self.weight)),
             statistics: &self.slot,
             sums: Some(&self.sums),
-            grad_input: HostSliceMut::F32(&mut self.out),
+            grad_input: out.slice(),
         };
         Cpu.backward_apply(call).expect("backward_apply");
     }

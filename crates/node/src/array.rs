@@ -1,10 +1,13 @@
 //! JavaScript's typed arrays as host memory.
+//!
+//! Results are written to arrays whose memory is JavaScript's own: memory of ours behind an array would be given back by
+//! a finalizer, and finalizers do not run in a loop that never returns to the event loop.
 
 use crate::error::{Result, to_js};
 use half::{bf16, f16};
+use napi::Env;
 use napi::bindgen_prelude::{
-    BigInt64Array, BigInt64ArraySlice, Either, Either5, Float32Array, Float32ArraySlice, Float64Array,
-    Float64ArraySlice, Int32Array, Int32ArraySlice, Uint16Array, Uint16ArraySlice,
+    BigInt64ArraySlice, Either, Either5, Float32ArraySlice, Float64ArraySlice, Int32ArraySlice, Uint16ArraySlice,
 };
 use syncbn_core::{Code, DType, Error};
 use syncbn_cpu::{HostSlice, HostSliceMut};
@@ -18,14 +21,8 @@ pub type Numbers<'a> = Either5<
     Uint16ArraySlice<'a>,
 >;
 
-/// New numbers of any type.
-pub type NewNumbers = Either5<Float32Array, Float64Array, Int32Array, BigInt64Array, Uint16Array>;
-
 /// Floats, borrowed for one call.
 pub type Floats<'a> = Either<Float32ArraySlice<'a>, Float64ArraySlice<'a>>;
-
-/// New floats.
-pub type NewFloats = Either<Float32Array, Float64Array>;
 
 /// Reads numbers; `dtype` says which half type the bits of a Uint16Array are.
 pub fn with_numbers<T>(numbers: &Numbers<'_>, dtype: DType, read: impl FnOnce(HostSlice<'_>) -> T) -> Result<T> {
@@ -48,17 +45,39 @@ pub fn with_numbers<T>(numbers: &Numbers<'_>, dtype: DType, read: impl FnOnce(Ho
 }
 
 /// Copies memory to JavaScript; half types as float32, or as their bits if `raw`.
-pub fn to_numbers(slice: HostSlice<'_>, raw: bool) -> NewNumbers {
-    match slice {
-        HostSlice::F32(values) => Either5::A(Float32Array::new(values.to_vec())),
-        HostSlice::F64(values) => Either5::B(Float64Array::new(values.to_vec())),
-        HostSlice::I32(values) => Either5::C(Int32Array::new(values.to_vec())),
-        HostSlice::I64(values) => Either5::D(BigInt64Array::new(values.to_vec())),
-        HostSlice::F16(values) if raw => Either5::E(Uint16Array::new(values.iter().map(|x| x.to_bits()).collect())),
-        HostSlice::BF16(values) if raw => Either5::E(Uint16Array::new(values.iter().map(|x| x.to_bits()).collect())),
-        HostSlice::F16(values) => Either5::A(Float32Array::new(values.iter().map(|x| x.to_f32()).collect())),
-        HostSlice::BF16(values) => Either5::A(Float32Array::new(values.iter().map(|x| x.to_f32()).collect())),
+pub fn to_numbers<'env>(env: &Env, slice: HostSlice<'_>, raw: bool) -> Result<Numbers<'env>> {
+    Ok(match slice {
+        HostSlice::F32(values) => Either5::A(Float32ArraySlice::copy_from(env, values)?),
+        HostSlice::F64(values) => Either5::B(Float64ArraySlice::copy_from(env, values)?),
+        HostSlice::I32(values) => Either5::C(Int32ArraySlice::copy_from(env, values)?),
+        HostSlice::I64(values) => Either5::D(BigInt64ArraySlice::copy_from(env, values)?),
+        HostSlice::F16(values) if raw => bits(env, values.iter().map(|value| value.to_bits()))?,
+        HostSlice::BF16(values) if raw => bits(env, values.iter().map(|value| value.to_bits()))?,
+        HostSlice::F16(values) => widened(env, values.iter().map(|value| value.to_f32()))?,
+        HostSlice::BF16(values) => widened(env, values.iter().map(|value| value.to_f32()))?,
+    })
+}
+
+fn bits<'env>(env: &Env, values: impl Iterator<Item = u16>) -> Result<Numbers<'env>> {
+    Ok(Either5::E(Uint16ArraySlice::copy_from(env, values.collect::<Vec<_>>())?))
+}
+
+fn widened<'env>(env: &Env, values: impl Iterator<Item = f32>) -> Result<Numbers<'env>> {
+    Ok(Either5::A(Float32ArraySlice::copy_from(env, values.collect::<Vec<_>>())?))
+}
+
+/// Copies per-channel numbers to JavaScript.
+pub fn to_float64<'env>(env: &Env, values: &[f64]) -> Result<Float64ArraySlice<'env>> {
+    Float64ArraySlice::copy_from(env, values)
+}
+
+/// Copies per-channel numbers to JavaScript, in the type of the tensors they belong to.
+pub fn to_floats<'env>(env: &Env, dtype: DType, values: &[f64]) -> Result<Floats<'env>> {
+    if dtype == DType::F64 {
+        return Ok(Either::B(to_float64(env, values)?));
     }
+    let narrow: Vec<f32> = values.iter().map(|&value| value as f32).collect();
+    Ok(Either::A(Float32ArraySlice::copy_from(env, narrow)?))
 }
 
 /// Floats for reading.
@@ -90,39 +109,8 @@ pub fn expect_apart(op: &str, written: &Floats<'_>, others: &[HostSlice<'_>]) ->
     let mine = range(&floats(written));
     let overlaps = |other: &HostSlice<'_>| range(other).start < mine.end && mine.start < range(other).end;
     if others.iter().any(overlaps) {
-        let expected = "running statistics in memory of their own";
+        let expected = "arrays to write in memory of their own";
         return Err(to_js(Error::expected(Code::Argument, op, expected, "an array that overlaps another argument")));
     }
     Ok(())
-}
-
-/// New floats of `dtype`, and a view to write them.
-pub enum FloatOutput {
-    /// float32.
-    F32(Vec<f32>),
-    /// float64.
-    F64(Vec<f64>),
-}
-
-impl FloatOutput {
-    /// Zeros.
-    pub fn new(dtype: DType, len: usize) -> Self {
-        if dtype == DType::F64 { Self::F64(vec![0.0; len]) } else { Self::F32(vec![0.0; len]) }
-    }
-
-    /// The memory.
-    pub fn slice(&mut self) -> HostSliceMut<'_> {
-        match self {
-            Self::F32(values) => HostSliceMut::F32(values),
-            Self::F64(values) => HostSliceMut::F64(values),
-        }
-    }
-
-    /// As JavaScript gets it.
-    pub fn finish(self) -> NewFloats {
-        match self {
-            Self::F32(values) => Either::A(Float32Array::new(values)),
-            Self::F64(values) => Either::B(Float64Array::new(values)),
-        }
-    }
 }

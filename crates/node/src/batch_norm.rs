@@ -1,13 +1,13 @@
 //! Batch norm on tensors.
 
-use crate::array::NewFloats;
+use crate::array::{Floats, to_floats};
 use crate::error::{Result, checked, to_js};
 use crate::process_group::BindingGroup;
 use crate::tensor::{BindingTensor, optional};
-use napi::bindgen_prelude::{Either, Float32Array, Float64Array};
+use napi::Env;
 use napi_derive::napi;
 use std::cell::RefCell;
-use syncbn_core::{Code, DType, Error};
+use syncbn_core::{Code, Error};
 use syncbn_runtime::array::{Options, Saved};
 use syncbn_runtime::batch_norm::{self, GradGradients, Needs, Parameters};
 
@@ -147,23 +147,17 @@ pub fn batch_norm_double_backward(
 
 /// What JavaScript shows of saved statistics.
 #[napi(object, object_from_js = false)]
-pub struct BindingSavedInfo {
-    pub mean: NewFloats,
-    pub invstd: NewFloats,
+pub struct BindingSavedInfo<'env> {
+    pub mean: Floats<'env>,
+    pub invstd: Floats<'env>,
     pub count: f64,
 }
 
-fn floats_of(dtype: DType, values: Vec<f64>) -> NewFloats {
-    if dtype == DType::F64 {
-        return Either::B(Float64Array::new(values));
-    }
-    Either::A(Float32Array::new(values.into_iter().map(|value| value as f32).collect()))
-}
-
 #[napi(catch_unwind)]
-pub fn saved_info(saved: &BindingSaved) -> Result<BindingSavedInfo> {
+pub fn saved_info<'env>(env: &'env Env, saved: &BindingSaved) -> Result<BindingSavedInfo<'env>> {
     let (dtype, (count, mean, invstd)) = saved.with(|saved| (saved.dtype(), saved.values()))?;
-    Ok(BindingSavedInfo { mean: floats_of(dtype, mean), invstd: floats_of(dtype, invstd), count: count as f64 })
+    let (mean, invstd) = (to_floats(env, dtype, &mean)?, to_floats(env, dtype, &invstd)?);
+    Ok(BindingSavedInfo { mean, invstd, count: count as f64 })
 }
 
 #[napi(catch_unwind)]

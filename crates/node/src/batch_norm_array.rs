@@ -1,6 +1,7 @@
-//! Batch norm on typed arrays, borrowed for the call. Arrays are in the order of their memory format.
+//! Batch norm on typed arrays, borrowed for the call. Arrays are in the order of their memory format; results are
+//! written to arrays that the caller made.
 
-use crate::array::{FloatOutput, Floats, NewFloats, expect_apart, floats, floats_mut};
+use crate::array::{Floats, expect_apart, floats, floats_mut};
 use crate::batch_norm::{BindingBatchNormOptions, BindingSaved};
 use crate::convert::{format, sizes};
 use crate::error::{Result, checked};
@@ -8,7 +9,7 @@ use crate::process_group::BindingGroup;
 use napi::bindgen_prelude::{Either, Float32Array, Float64Array};
 use napi_derive::napi;
 use syncbn_core::kernels::Backward;
-use syncbn_core::{BatchNormShape, Code, DType, Error, sync_batch_norm};
+use syncbn_core::{BatchNormShape, Code, Error, sync_batch_norm};
 use syncbn_cpu::{Cpu, HostSlice};
 use syncbn_runtime::array::{self, Arguments, Saved, expect_channels};
 
@@ -54,11 +55,32 @@ impl BindingArray {
     }
 }
 
-/// Result of [`batch_norm_forward_array`].
-#[napi(object, object_from_js = false)]
-pub struct BindingBatchNormForwardArray {
-    pub output: NewFloats,
-    pub saved: BindingSaved,
+/// Fails unless `written` can take a result of `like`'s type with `len` values, apart from everything that is read.
+pub fn expect_output(
+    op: &str,
+    written: &Floats<'_>,
+    like: HostSlice<'_>,
+    len: usize,
+    read: &[HostSlice<'_>],
+) -> Result<()> {
+    let slice = floats(written);
+    if slice.dtype() != like.dtype() {
+        return checked(Err(Error::expected(Code::DType, op, format!("a result of {}", like.dtype()), slice.dtype())));
+    }
+    if slice.len() != len {
+        return checked(Err(Error::expected(Code::Shape, op, format!("a result of {len} values"), slice.len())));
+    }
+    expect_apart(op, written, read)
+}
+
+/// Fails if two arrays that are both written overlap each other or one that is read.
+fn expect_all_apart(op: &str, written: &[Option<&Floats<'_>>], read: &[HostSlice<'_>]) -> Result<()> {
+    for (index, array) in written.iter().enumerate() {
+        let Some(array) = array else { continue };
+        let others = written[index + 1..].iter().flatten().map(|other| floats(other));
+        expect_apart(op, array, &read.iter().copied().chain(others).collect::<Vec<_>>())?;
+    }
+    Ok(())
 }
 
 #[allow(clippy::too_many_arguments, reason = "the arrays of a batch norm")]
@@ -71,19 +93,16 @@ pub fn batch_norm_forward_array(
     running_var: Option<Floats<'_>>,
     options: BindingBatchNormOptions,
     group: Option<&BindingGroup>,
-) -> Result<BindingBatchNormForwardArray> {
+    output: Floats<'_>,
+) -> Result<BindingSaved> {
     const OP: &str = "syncBatchNorm";
-    let (shape, x, mut running_mean, mut running_var) =
-        (input.batch_norm_shape(OP)?, input.slice(), running_mean, running_var);
+    let (shape, x) = (input.batch_norm_shape(OP)?, input.slice());
+    let (mut running_mean, mut running_var, mut output) = (running_mean, running_var, output);
     let (weight, bias) = (weight.as_ref().map(floats), bias.as_ref().map(floats));
-    let mut output = FloatOutput::new(x.dtype(), x.len());
+    let read: Vec<_> = [Some(x), weight, bias].into_iter().flatten().collect();
+    expect_output(OP, &output, x, x.len(), &read)?;
+    expect_all_apart(OP, &[Some(&output), running_mean.as_ref(), running_var.as_ref()], &read)?;
     let saved = if options.training {
-        let read: Vec<_> = [Some(x), weight, bias].into_iter().flatten().collect();
-        for (written, other) in [(&running_mean, &running_var), (&running_var, &running_mean)] {
-            let Some(written) = written else { continue };
-            let others: Vec<_> = read.iter().copied().chain(other.as_ref().map(floats)).collect();
-            expect_apart(OP, written, &others)?;
-        }
         let arguments = Arguments {
             weight,
             bias,
@@ -91,20 +110,23 @@ pub fn batch_norm_forward_array(
             running_var: running_var.as_mut().map(floats_mut),
             num_batches_tracked: None,
         };
-        array::forward_training(x, shape, arguments, options.into(), group.map(BindingGroup::get), output.slice())
+        let group = group.map(BindingGroup::get);
+        array::forward_training(x, shape, arguments, options.into(), group, floats_mut(&mut output))
     } else {
         let running = running_mean.as_ref().map(floats).zip(running_var.as_ref().map(floats));
-        array::forward_eval(x, shape, (weight, bias), running, options.eps, output.slice())
+        array::forward_eval(x, shape, (weight, bias), running, options.eps, floats_mut(&mut output))
     };
-    Ok(BindingBatchNormForwardArray { saved: checked(saved)?.into(), output: output.finish() })
+    Ok(checked(saved)?.into())
 }
 
-/// Result of [`batch_norm_backward_array`].
-#[napi(object, object_from_js = false)]
-pub struct BindingBatchNormGradientArrays {
-    pub grad_input: NewFloats,
-    pub grad_weight: NewFloats,
-    pub grad_bias: NewFloats,
+/// Where [`batch_norm_backward_array`] writes.
+#[napi(object, object_to_js = false)]
+pub struct BindingGradientArrays<'a> {
+    pub grad_input: Floats<'a>,
+    /// C values, of the weight's type; of the input's without a weight.
+    pub grad_weight: Floats<'a>,
+    /// Likewise.
+    pub grad_bias: Floats<'a>,
 }
 
 #[napi(catch_unwind)]
@@ -113,7 +135,8 @@ pub fn batch_norm_backward_array(
     input: BindingArray,
     weight: Option<Floats<'_>>,
     saved: &BindingSaved,
-) -> Result<BindingBatchNormGradientArrays> {
+    gradients: BindingGradientArrays<'_>,
+) -> Result<()> {
     const OP: &str = "syncBatchNormBackward";
     let (shape, x, weight) = (input.batch_norm_shape(OP)?, input.slice(), weight.as_ref().map(floats));
     grad_output.batch_norm_shape(OP)?;
@@ -121,10 +144,15 @@ pub fn batch_norm_backward_array(
     let saved = saved.with(Saved::clone)?;
     checked(saved.expect(OP, shape, x.dtype()))?;
     checked(expect_channels(OP, "weight", weight.map(|w| (w.len(), w.dtype())), shape, x.dtype()))?;
-    let parameter_dtype = weight.map_or(x.dtype(), |weight: HostSlice<'_>| weight.dtype());
-    let per_channel = |dtype: DType| FloatOutput::new(dtype, shape.channels);
-    let mut grad_input = FloatOutput::new(x.dtype(), x.len());
-    let (mut grad_weight, mut grad_bias) = (per_channel(parameter_dtype), per_channel(parameter_dtype));
+    let BindingGradientArrays { mut grad_input, mut grad_weight, mut grad_bias } = gradients;
+    let read: Vec<_> = [Some(x), Some(grad_output.slice()), weight].into_iter().flatten().collect();
+    let parameter = weight.unwrap_or(x);
+    for (written, like, len) in
+        [(&grad_input, x, x.len()), (&grad_weight, parameter, shape.channels), (&grad_bias, parameter, shape.channels)]
+    {
+        expect_output(OP, written, like, len, &read)?;
+    }
+    expect_all_apart(OP, &[Some(&grad_input), Some(&grad_weight), Some(&grad_bias)], &[])?;
     let call = Backward {
         input: x,
         grad_output: grad_output.slice(),
@@ -132,14 +160,9 @@ pub fn batch_norm_backward_array(
         weight,
         statistics: saved.statistics(),
         batch_statistics: saved.batch_statistics(),
-        grad_input: Some(grad_input.slice()),
-        grad_weight: Some(grad_weight.slice()),
-        grad_bias: Some(grad_bias.slice()),
+        grad_input: Some(floats_mut(&mut grad_input)),
+        grad_weight: Some(floats_mut(&mut grad_weight)),
+        grad_bias: Some(floats_mut(&mut grad_bias)),
     };
-    checked(sync_batch_norm::backward(&Cpu, saved.group(), call))?;
-    Ok(BindingBatchNormGradientArrays {
-        grad_input: grad_input.finish(),
-        grad_weight: grad_weight.finish(),
-        grad_bias: grad_bias.finish(),
-    })
+    checked(sync_batch_norm::backward(&Cpu, saved.group(), call))
 }

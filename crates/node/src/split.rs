@@ -1,12 +1,13 @@
 //! Batch norm in pieces, for adapters that keep activations elsewhere: only per-channel numbers cross.
 
-use crate::array::{FloatOutput, Floats, NewFloats, expect_apart, floats, floats_mut};
-use crate::batch_norm_array::BindingArray;
+use crate::array::{Floats, expect_apart, floats, floats_mut, to_float64};
+use crate::batch_norm_array::{BindingArray, expect_output};
 use crate::convert::count;
 use crate::error::{Result, checked};
 use crate::process_group::BindingGroup;
 use crate::tensor::{BindingTensor, optional};
-use napi::bindgen_prelude::Float64Array;
+use napi::Env;
+use napi::bindgen_prelude::Float64ArraySlice;
 use napi_derive::napi;
 use syncbn_core::{BatchNormShape, ChannelStats};
 use syncbn_runtime::Tensor;
@@ -14,22 +15,23 @@ use syncbn_runtime::array::{self, BackwardArrays, BackwardSums};
 
 /// Count, mean and M2 of each channel.
 #[napi(object)]
-pub struct BindingStats {
+pub struct BindingStats<'a> {
     pub count: f64,
-    pub mean: Float64Array,
-    pub m2: Float64Array,
+    pub mean: Float64ArraySlice<'a>,
+    pub m2: Float64ArraySlice<'a>,
 }
 
-impl BindingStats {
+impl BindingStats<'_> {
     fn get(&self) -> Result<ChannelStats> {
         let count = count("channel statistics", "count", self.count)? as u64;
         Ok(ChannelStats { count, mean: self.mean.to_vec(), m2: self.m2.to_vec() })
     }
 }
 
-fn to_binding(stats: syncbn_core::Result<ChannelStats>) -> Result<BindingStats> {
+fn to_binding<'env>(env: &Env, stats: syncbn_core::Result<ChannelStats>) -> Result<BindingStats<'env>> {
     let stats = checked(stats)?;
-    Ok(BindingStats { count: stats.count as f64, mean: Float64Array::new(stats.mean), m2: Float64Array::new(stats.m2) })
+    let (mean, m2) = (to_float64(env, &stats.mean)?, to_float64(env, &stats.m2)?);
+    Ok(BindingStats { count: stats.count as f64, mean, m2 })
 }
 
 fn shape_of(op: &str, tensor: &Tensor) -> Result<BatchNormShape> {
@@ -37,32 +39,36 @@ fn shape_of(op: &str, tensor: &Tensor) -> Result<BatchNormShape> {
 }
 
 #[napi(catch_unwind)]
-pub fn batch_norm_stats(input: &BindingTensor) -> Result<BindingStats> {
+pub fn batch_norm_stats<'env>(env: &'env Env, input: &BindingTensor) -> Result<BindingStats<'env>> {
     let input = input.get()?;
     let shape = shape_of("batchNormStats", &input)?;
-    to_binding(array::stats(checked(input.read())?.slice(), shape))
+    to_binding(env, array::stats(checked(input.read())?.slice(), shape))
 }
 
 #[napi(catch_unwind)]
-pub fn batch_norm_stats_array(input: BindingArray) -> Result<BindingStats> {
-    to_binding(array::stats(input.slice(), input.batch_norm_shape("batchNormStats")?))
+pub fn batch_norm_stats_array<'env>(env: &'env Env, input: BindingArray) -> Result<BindingStats<'env>> {
+    to_binding(env, array::stats(input.slice(), input.batch_norm_shape("batchNormStats")?))
 }
 
 #[napi(catch_unwind)]
-pub fn merge_stats(stats: Vec<BindingStats>) -> Result<BindingStats> {
+pub fn merge_stats<'env>(env: &'env Env, stats: Vec<BindingStats<'_>>) -> Result<BindingStats<'env>> {
     let stats = stats.iter().map(BindingStats::get).collect::<Result<Vec<_>>>()?;
-    to_binding(ChannelStats::merge_all(&stats))
+    to_binding(env, ChannelStats::merge_all(&stats))
 }
 
 #[napi(catch_unwind)]
-pub fn gather_stats(stats: BindingStats, group: Option<&BindingGroup>) -> Result<BindingStats> {
-    to_binding(array::gather_stats(&stats.get()?, group.map(BindingGroup::get)))
+pub fn gather_stats<'env>(
+    env: &'env Env,
+    stats: BindingStats<'_>,
+    group: Option<&BindingGroup>,
+) -> Result<BindingStats<'env>> {
+    to_binding(env, array::gather_stats(&stats.get()?, group.map(BindingGroup::get)))
 }
 
 #[napi(catch_unwind)]
 pub fn batch_norm_apply(
     input: &BindingTensor,
-    stats: BindingStats,
+    stats: BindingStats<'_>,
     weight: Option<&BindingTensor>,
     bias: Option<&BindingTensor>,
     eps: f64,
@@ -83,23 +89,25 @@ pub fn batch_norm_apply(
 #[napi(catch_unwind)]
 pub fn batch_norm_apply_array(
     input: BindingArray,
-    stats: BindingStats,
+    stats: BindingStats<'_>,
     weight: Option<Floats<'_>>,
     bias: Option<Floats<'_>>,
     eps: f64,
-) -> Result<NewFloats> {
-    let (shape, x) = (input.batch_norm_shape("batchNormApply")?, input.slice());
-    let mut output = FloatOutput::new(x.dtype(), x.len());
+    output: Floats<'_>,
+) -> Result<()> {
+    const OP: &str = "batchNormApply";
+    let (shape, x, mut output) = (input.batch_norm_shape(OP)?, input.slice(), output);
     let affine = (weight.as_ref().map(floats), bias.as_ref().map(floats));
-    checked(array::apply(x, shape, &stats.get()?, affine, eps, output.slice()))?;
-    Ok(output.finish())
+    let read: Vec<_> = [Some(x), affine.0, affine.1].into_iter().flatten().collect();
+    expect_output(OP, &output, x, x.len(), &read)?;
+    checked(array::apply(x, shape, &stats.get()?, affine, eps, floats_mut(&mut output)))
 }
 
 #[napi(catch_unwind)]
 pub fn update_running_stats(
     running_mean: &BindingTensor,
     running_var: &BindingTensor,
-    stats: BindingStats,
+    stats: BindingStats<'_>,
     momentum: f64,
 ) -> Result<()> {
     let (mean, var, stats) = (running_mean.get()?, running_var.get()?, stats.get()?);
@@ -115,7 +123,7 @@ pub fn update_running_stats(
 pub fn update_running_stats_array(
     running_mean: Floats<'_>,
     running_var: Floats<'_>,
-    stats: BindingStats,
+    stats: BindingStats<'_>,
     momentum: f64,
 ) -> Result<()> {
     let (mut mean, mut var) = (running_mean, running_var);
@@ -125,14 +133,14 @@ pub fn update_running_stats_array(
 
 /// This rank's sums for backward.
 #[napi(object)]
-pub struct BindingSums {
-    pub sum_dy: Float64Array,
-    pub sum_dy_xmu: Float64Array,
+pub struct BindingSums<'a> {
+    pub sum_dy: Float64ArraySlice<'a>,
+    pub sum_dy_xmu: Float64ArraySlice<'a>,
 }
 
-fn to_sums(sums: syncbn_core::Result<BackwardSums>) -> Result<BindingSums> {
+fn to_sums<'env>(env: &Env, sums: syncbn_core::Result<BackwardSums>) -> Result<BindingSums<'env>> {
     let sums = checked(sums)?;
-    Ok(BindingSums { sum_dy: Float64Array::new(sums.sum_dy), sum_dy_xmu: Float64Array::new(sums.sum_dy_xmu) })
+    Ok(BindingSums { sum_dy: to_float64(env, &sums.sum_dy)?, sum_dy_xmu: to_float64(env, &sums.sum_dy_xmu)? })
 }
 
 /// `grad_output` as a tensor like `input`.
@@ -143,33 +151,35 @@ fn like(op: &str, input: &Tensor, grad_output: &Tensor) -> Result<Tensor> {
 }
 
 #[napi(catch_unwind)]
-pub fn batch_norm_backward_reduce(
+pub fn batch_norm_backward_reduce<'env>(
+    env: &'env Env,
     grad_output: &BindingTensor,
     input: &BindingTensor,
-    stats: BindingStats,
+    stats: BindingStats<'_>,
     eps: f64,
-) -> Result<BindingSums> {
+) -> Result<BindingSums<'env>> {
     const OP: &str = "batchNormBackwardReduce";
     let input = input.get()?;
     let (shape, grad_output) = (shape_of(OP, &input)?, like(OP, &input, &grad_output.get()?)?);
     let (input, grad_output) = (checked(input.read())?, checked(grad_output.read())?);
-    to_sums(array::backward_reduce(grad_output.slice(), input.slice(), shape, &stats.get()?, eps))
+    to_sums(env, array::backward_reduce(grad_output.slice(), input.slice(), shape, &stats.get()?, eps))
 }
 
 #[napi(catch_unwind)]
-pub fn batch_norm_backward_reduce_array(
+pub fn batch_norm_backward_reduce_array<'env>(
+    env: &'env Env,
     grad_output: BindingArray,
     input: BindingArray,
-    stats: BindingStats,
+    stats: BindingStats<'_>,
     eps: f64,
-) -> Result<BindingSums> {
+) -> Result<BindingSums<'env>> {
     const OP: &str = "batchNormBackwardReduce";
     let shape = input.batch_norm_shape(OP)?;
     input.expect_like(OP, "gradOutput", &grad_output)?;
-    to_sums(array::backward_reduce(grad_output.slice(), input.slice(), shape, &stats.get()?, eps))
+    to_sums(env, array::backward_reduce(grad_output.slice(), input.slice(), shape, &stats.get()?, eps))
 }
 
-fn sums_of(sum_dy: &Float64Array, sum_dy_xmu: &Float64Array) -> BackwardSums {
+fn sums_of(sum_dy: &[f64], sum_dy_xmu: &[f64]) -> BackwardSums {
     BackwardSums { sum_dy: sum_dy.to_vec(), sum_dy_xmu: sum_dy_xmu.to_vec() }
 }
 
@@ -177,9 +187,9 @@ fn sums_of(sum_dy: &Float64Array, sum_dy_xmu: &Float64Array) -> BackwardSums {
 pub fn batch_norm_backward_apply(
     grad_output: &BindingTensor,
     input: &BindingTensor,
-    stats: BindingStats,
-    sum_dy: Float64Array,
-    sum_dy_xmu: Float64Array,
+    stats: BindingStats<'_>,
+    sum_dy: Float64ArraySlice<'_>,
+    sum_dy_xmu: Float64ArraySlice<'_>,
     weight: Option<&BindingTensor>,
     eps: f64,
 ) -> Result<BindingTensor> {
@@ -206,22 +216,20 @@ pub fn batch_norm_backward_apply(
 pub fn batch_norm_backward_apply_array(
     grad_output: BindingArray,
     input: BindingArray,
-    stats: BindingStats,
-    sum_dy: Float64Array,
-    sum_dy_xmu: Float64Array,
+    stats: BindingStats<'_>,
+    sum_dy: Float64ArraySlice<'_>,
+    sum_dy_xmu: Float64ArraySlice<'_>,
     weight: Option<Floats<'_>>,
     eps: f64,
-) -> Result<NewFloats> {
+    grad_input: Floats<'_>,
+) -> Result<()> {
     const OP: &str = "batchNormBackwardApply";
     let (shape, x) = (input.batch_norm_shape(OP)?, input.slice());
     input.expect_like(OP, "gradOutput", &grad_output)?;
-    let mut output = FloatOutput::new(x.dtype(), x.len());
-    let arrays = BackwardArrays {
-        grad_output: grad_output.slice(),
-        input: x,
-        weight: weight.as_ref().map(floats),
-        grad_input: output.slice(),
-    };
-    checked(array::backward_apply(arrays, shape, &stats.get()?, &sums_of(&sum_dy, &sum_dy_xmu), eps))?;
-    Ok(output.finish())
+    let (weight, mut grad_input) = (weight.as_ref().map(floats), grad_input);
+    let read: Vec<_> = [Some(x), Some(grad_output.slice()), weight].into_iter().flatten().collect();
+    expect_output(OP, &grad_input, x, x.len(), &read)?;
+    let arrays =
+        BackwardArrays { grad_output: grad_output.slice(), input: x, weight, grad_input: floats_mut(&mut grad_input) };
+    checked(array::backward_apply(arrays, shape, &stats.get()?, &sums_of(&sum_dy, &sum_dy_xmu), eps))
 }

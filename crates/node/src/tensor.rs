@@ -1,6 +1,6 @@
 //! The handle on a tensor, and functions that make, read, copy and reshape tensors.
 
-use crate::array::{NewNumbers, Numbers, to_numbers, with_numbers};
+use crate::array::{Numbers, to_numbers, with_numbers};
 use crate::convert::{count, dtype, format, shape, sizes};
 use crate::error::{Result, checked, to_js};
 use crate::memory::adjust;
@@ -143,10 +143,10 @@ pub fn tensor_dispose(tensor: &BindingTensor) {
 }
 
 #[napi(catch_unwind)]
-pub fn tensor_to_array(tensor: &BindingTensor, raw: bool) -> Result<NewNumbers> {
+pub fn tensor_to_array<'env>(env: &'env Env, tensor: &BindingTensor, raw: bool) -> Result<Numbers<'env>> {
     let tensor = checked(tensor.get()?.contiguous())?;
     let guard = checked(tensor.read())?;
-    Ok(to_numbers(guard.slice(), raw))
+    to_numbers(env, guard.slice(), raw)
 }
 
 #[napi(catch_unwind)]
