@@ -67,6 +67,14 @@ test('two leaves that get the same gradient do not share its memory', (t) => {
   t.deepEqual(values(b.grad), [1])
 })
 
+test('a sum of gradients is not formed in memory that another operation waits for', (t) => {
+  const [a, b] = [leaf([1]), leaf([1])]
+  const [x, y] = [a.mul(1), b.mul(1)]
+  const scaled = x.mul(5)
+  x.add(y).add(scaled).backward()
+  t.deepEqual([...values(a.grad), ...values(b.grad)], [6, 1])
+})
+
 test('a chain of 10,000 operations neither overflows the stack nor leaks', (t) => {
   const x = leaf([1])
   const y = tidy(() => {
@@ -104,6 +112,29 @@ test.serial('backward gives back what the graph saved', (t) => {
   t.is(memory().cpu!.tensors, before + 1, 'the gradient alone is new')
   x.grad = null
   t.is(memory().cpu!.tensors, before)
+})
+
+test.serial('a graph that never sees a backward is freed with the last tensor that leads to it', (t) => {
+  const x = leaf([3, 4])
+  const before = memory().cpu!.tensors
+  tidy(() => void F.relu(x.mul(x).mul(x).reshape([2, 1])).sum())
+  t.is(memory().cpu!.tensors, before, 'scoped')
+  const [left, right] = tidy(() => {
+    const shared = x.mul(x)
+    return [shared.mul(shared).sum(), shared.mul(3).sum()] as const
+  })
+  left.dispose()
+  right.backward()
+  t.deepEqual(values(x.grad), [18, 24], 'what another tensor still leads to stays')
+  right.dispose()
+  x.grad = null
+  t.is(memory().cpu!.tensors, before, 'disposed by hand')
+  tidy(() => {
+    let y: Tensor = x
+    for (let i = 0; i < 10_000; i++) y = y.mul(x)
+    return y
+  }).dispose()
+  t.is(memory().cpu!.tensors, before, 'a long chain')
 })
 
 test('a saved tensor that was changed is an error that names the operation', (t) => {

@@ -178,6 +178,8 @@ test.serial('the functional pair on tensors; saved statistics; disposal', (t) =>
     assertClose(t, tensor(Float64Array.from(saved.mean)), input.mean([0, 2]), 1e-14, 'mean')
     assertClose(t, tensor(runningMean), input.mean([0, 2]), 1e-14, 'running mean in the caller’s array')
   })
+  const m2 = toNumbers(batchNormStats(input).m2)
+  runningVar.forEach((variance, c) => t.true(Math.abs(variance - m2[c]! / 19) <= 1e-14, 'unbiased variance'))
   const gradOutput = randn([4, 3, 5], { dtype: 'float64' })
   const { gradInput, gradWeight, gradBias } = syncBatchNormBackward(gradOutput, saved)
   const leaf = input.clone()

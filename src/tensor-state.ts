@@ -1,4 +1,5 @@
 /** What a Tensor object knows of itself; for the modules of this library that tensors are made and tracked by. */
+import { dropNode, retainNode } from './autograd/node.ts'
 import type { Edge, Node } from './autograd/node.ts'
 import type { Handle } from './handle.ts'
 import type { Tensor } from './tensor.ts'
@@ -7,7 +8,7 @@ export class TensorState {
   /** Null once disposed. */
   handle: Handle | null
   /** Where the tensor came from in the gradient graph; null for leaves. */
-  history: Edge | null
+  history: Edge | null = null
   /** Of leaves; a tensor with a history always requires a gradient. */
   requiresGrad = false
   grad: Tensor | null = null
@@ -24,6 +25,14 @@ export class TensorState {
 
   constructor(handle: Handle, history: Edge | null = null) {
     this.handle = handle
+    this.setHistory(history)
+  }
+
+  /** Moves the tensor to another place in the graph; a place that nothing holds any more is freed. */
+  setHistory(history: Edge | null): void {
+    const before = this.history
     this.history = history
+    if (history) retainNode(history.node)
+    if (before) dropNode(before.node)
   }
 }

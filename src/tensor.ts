@@ -227,11 +227,14 @@ export class Tensor implements Disposable {
     backward(this, gradient, options)
   }
 
-  /** Gives the memory back, unless a gradient graph or another tensor needs it. Later use is ERR_DISPOSED. */
+  /**
+   * Gives the memory back, unless a gradient graph or another tensor needs it, and with it what only this tensor's
+   * gradient graph saved. Later use is ERR_DISPOSED.
+   */
   dispose(): void {
     const { handle } = this.#state
     this.#state.handle = null
-    this.#state.history = null
+    this.#state.setHistory(null)
     handle?.release()
   }
 

@@ -33,7 +33,7 @@ export interface Answer {
   second: number[]
 }
 
-const WARMUP = 2
+const WARMUP = 3
 const EXCHANGE_WARMUP = 200
 const group = await initProcessGroup()
 

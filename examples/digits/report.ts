@@ -13,7 +13,7 @@ export interface Run {
 
 /** A table of the runs, as text. */
 export function table(runs: readonly Run[]): string {
-  const head = ['run', 'setting', 'test accuracy', 'last loss', 'seconds', 'parameters differ by']
+  const head = ['run', 'setting', 'test accuracy', 'last loss', 'seconds', 'state differs by']
   const rows = runs.map(({ name, setting, result, difference }) => [
     name,
     setting,
@@ -38,11 +38,11 @@ export function sentence(runs: readonly [Run, Run, Run]): string {
   const percent = ({ result }: Run): string => `${(100 * result.accuracy).toFixed(1)} %`
   const off = ({ difference }: Run): string => (difference as number).toExponential(0)
   if (!isAsExpected(runs))
-    return `Not as expected: parameters are off by ${off(sync)} with SyncBatchNorm, ${off(local)} without.`
+    return `Not as expected: the state is off by ${off(sync)} with SyncBatchNorm, ${off(local)} without.`
   return (
     `With SyncBatchNorm, ${sync.result.ranks} ranks with ${sync.result.batchSize} samples each learn what one process ` +
-    `learns from ${single.result.batchSize} (${percent(sync)} and ${percent(single)} of the test images, parameters ` +
-    `within ${off(sync)}); with each rank's own statistics they end elsewhere (${percent(local)}, parameters off by ` +
+    `learns from ${single.result.batchSize} (${percent(sync)} and ${percent(single)} of the test images, parameters and running statistics ` +
+    `within ${off(sync)}); with each rank's own statistics they end elsewhere (${percent(local)}, state off by ` +
     `${off(local)}).`
   )
 }

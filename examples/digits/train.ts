@@ -6,7 +6,7 @@
  *
  * --norm sync|local   statistics over all ranks, or each rank's own (default sync)
  * --batch-size N      samples per rank and step (default 2)
- * --epochs N          passes over the training images (default 4)
+ * --epochs N          passes over the training images (default 3)
  * --out PATH          rank 0 writes PATH.json (see `TrainingResult`) and PATH.safetensors (the trained module)
  * --progress          rank 0 writes a line of JSON (see `Progress`) from time to time instead of text
  */
@@ -37,7 +37,7 @@ import { loadDigits, type Sample } from './data.ts'
 import { digitsNet } from './net.ts'
 
 const SEED = 1
-const LEARNING_RATE = 0.02
+const LEARNING_RATE = 0.002
 const MOMENTUM = 0.9
 const STEPS_PER_REPORT = 10
 const TEST_BATCH = 180
@@ -69,7 +69,7 @@ const { values: options } = parseArgs({
   options: {
     norm: { type: 'string', default: 'sync' },
     'batch-size': { type: 'string', default: '2' },
-    epochs: { type: 'string', default: '4' },
+    epochs: { type: 'string', default: '3' },
     out: { type: 'string' },
     progress: { type: 'boolean', default: false },
   },

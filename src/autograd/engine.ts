@@ -11,6 +11,7 @@ import type { Tensor } from '../tensor.ts'
 import { withGradMode } from './grad-mode.ts'
 import { countDependencies, leadingTo, reachable } from './graph.ts'
 import { checkGradientMatches } from './leaf.ts'
+import { dropNode, retainNode } from './node.ts'
 import type { Edge, Gradients, Node } from './node.ts'
 import { ReadyQueue } from './ready-queue.ts'
 
@@ -155,12 +156,14 @@ function runPass<T>(
   return withGradMode(createGraph, () => {
     const pass = new Pass(roots, captured, options.retainGraph ?? createGraph)
     running.push(pass)
+    for (const { edge } of roots) retainNode(edge.node)
     try {
       pass.run()
       return collect(pass)
     } finally {
       running.pop()
       pass.releaseCaptures()
+      for (const { edge } of roots) dropNode(edge.node)
     }
   })
 }

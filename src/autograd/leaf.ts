@@ -15,6 +15,7 @@ export class AccumulateGrad implements Node {
   /** As soon as a gradient is complete it is added, so that hooks may start to reduce it. */
   readonly sequence = Number.POSITIVE_INFINITY
   readonly edges = []
+  readonly holders = null
   readonly leaf: Tensor
   readonly #info: OutputInfo
 

@@ -35,6 +35,28 @@ export interface Node {
   apply(gradients: Gradients, needs: readonly boolean[]): Gradients
   /** Frees what was saved; `apply` then throws ERR_GRAPH_FREED. */
   release(): void
+  /** Holders: tensors that it made, nodes that lead to it, running passes. Null for nodes that are never counted. */
+  holders: number | null
+}
+
+/** Counts one more holder of the node. */
+export function retainNode(node: Node): void {
+  if (node.holders !== null) node.holders += 1
+}
+
+/**
+ * Counts one holder less. A node without holders can no longer be reached by a backward: it frees what it saved and lets
+ * go of the nodes before it, so that scopes free graphs that never see a backward. Iterative, for long chains.
+ */
+export function dropNode(node: Node): void {
+  const pending = [node]
+  for (let next = pending.pop(); next; next = pending.pop()) {
+    if (next.holders === null) continue
+    next.holders -= 1
+    if (next.holders > 0) continue
+    next.release()
+    for (const edge of next.edges) if (edge) pending.push(edge.node)
+  }
 }
 
 let lastSequence = 0

@@ -10,7 +10,7 @@ import type { BindingTensor } from '../native.ts'
 import { edgeOf, handleOf, stateOf, wrap } from '../tensor.ts'
 import type { Tensor } from '../tensor.ts'
 import { gradMode } from './grad-mode.ts'
-import { nextSequence } from './node.ts'
+import { nextSequence, retainNode } from './node.ts'
 import type { Edge, Gradients, Node, OutputInfo } from './node.ts'
 import { SavedTensor } from './saved-tensor.ts'
 
@@ -80,7 +80,7 @@ export class OperationContext {
   attachOutputs(outputs: readonly Tensor[], node: Node): void {
     for (const [index, slot] of this.#outputsToSave) {
       const output = outputs[index]
-      if (output) this.#saved[slot] = new SavedTensor(handleOf(output).retain(), { node, index })
+      if (output) this.#saved[slot] = SavedTensor.ofOutput(output, { node, index })
     }
   }
 
@@ -105,6 +105,7 @@ class OperationNode<Options> implements Node {
   readonly sequence = nextSequence()
   readonly edges: readonly (Edge | null)[]
   readonly outputs: readonly OutputInfo[]
+  holders = 0
   readonly #operation: Operation<Options>
   readonly #context: OperationContext
   readonly #options: Options
@@ -118,6 +119,7 @@ class OperationNode<Options> implements Node {
   ) {
     this.name = operation.name
     this.edges = inputs.map((input) => input && edgeOf(input))
+    for (const edge of this.edges) if (edge) retainNode(edge.node)
     this.outputs = outputs.map((output) => handleOf(output).info)
     this.#operation = operation
     this.#context = context
@@ -170,7 +172,7 @@ function record<Options>(
 ): void {
   const node = new OperationNode(operation, context, inputs, outputs, options)
   outputs.forEach((output, index) => {
-    stateOf(output).history = { node, index }
+    stateOf(output).setHistory({ node, index })
   })
   context.attachOutputs(outputs, node)
 }

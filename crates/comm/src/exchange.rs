@@ -5,6 +5,7 @@
 
 use crate::frame::{Call, HEADER_BYTES};
 use crate::handshake::is_pause;
+use crate::interrupt;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io::{self, IoSliceMut, Read, Write};
 use std::net::TcpStream;
@@ -26,6 +27,8 @@ pub(crate) enum Failure {
     Garbage(usize),
     /// The system refused to wait.
     Poll(io::Error),
+    /// This thread is to stop; see [`interrupt`].
+    Interrupted,
 }
 
 /// What passes between this rank and one peer in a round.
@@ -148,8 +151,10 @@ fn wait(transfers: &[Transfer<'_>], deadline: Instant) -> Result<(), Failure> {
     let mut sockets: Vec<_> = pending().map(|transfer| PollFd::new(transfer.stream, transfer.events())).collect();
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        match poll(&mut sockets, Some(&timespec(left))) {
+        let longest = if interrupt::is_interruptible() { interrupt::CHECK_INTERVAL } else { Duration::MAX };
+        match poll(&mut sockets, Some(&timespec(left.min(longest)))) {
             Ok(0) if left.is_zero() => return Err(Failure::Timeout(pending().map(|transfer| transfer.peer).collect())),
+            Ok(0) if interrupt::is_interrupted() => return Err(Failure::Interrupted),
             Ok(0) | Err(rustix::io::Errno::INTR) => {}
             Ok(_) => return Ok(()),
             Err(e) => return Err(Failure::Poll(e.into())),

@@ -282,6 +282,7 @@ impl Group {
                 let text = format!("rank {rank} sent no frame of this protocol during {call}: another byte order?");
                 Error::new(Code::Mismatch, text).with_peer(rank)
             }
+            Failure::Interrupted => Error::new(Code::Aborted, format!("{call} on rank {me}: its thread is ending")),
             Failure::Poll(cause) => Error::new(Code::Io, format!("{call} on rank {me}: cannot wait: {cause}")),
         }
     }

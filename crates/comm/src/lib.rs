@@ -22,6 +22,7 @@ mod frame;
 mod group;
 mod handshake;
 mod health;
+pub mod interrupt;
 mod liveness;
 mod mesh;
 mod options;

@@ -50,7 +50,7 @@ pub fn forward<K: Kernels + ?Sized>(kernels: &K, group: Group<'_, K>, call: Forw
 /// Backward of [`forward`] over the same `group`. Parameter gradients stay local; without `grad_input` nothing is
 /// exchanged.
 pub fn backward<K: Kernels + ?Sized>(kernels: &K, group: Group<'_, K>, call: Backward<'_, '_, K>) -> Result<()> {
-    let group = others::<K>(group).filter(|_| call.batch_statistics && call.grad_input.is_some());
+    let group = others::<K>(group).filter(|_| call.batch_statistics);
     let Some(group) = group else { return kernels.backward(call) };
     let statistics = kernels.statistics_dtype(kernels.dtype(call.input));
     let mut sums = kernels.new_buffer(sums_bytes(call.shape.channels, BACKWARD_ROWS, statistics))?;

@@ -1,10 +1,12 @@
-//! Threads, counters, and what the garbage collector should know of native memory.
+//! The environment of this JavaScript thread: its end, its threads, and what its garbage collector should know.
 
 use crate::convert::count;
 use crate::error::Result;
 use napi::Env;
+use napi::bindgen_prelude::JsObjectValue;
 use napi_derive::napi;
 use std::cell::Cell;
+use syncbn_comm::interrupt::set_interrupt;
 use syncbn_runtime::storage;
 
 thread_local! {
@@ -19,11 +21,20 @@ pub fn on_load(_exports: napi::bindgen_prelude::Object<'_>, env: Env) -> Result<
     if let Ok(threads) = std::env::var("SYNCBN_NUM_THREADS").unwrap_or_default().parse::<usize>() {
         syncbn_cpu::pool::set_num_threads(threads.max(1));
     }
+    set_interrupt(is_ending);
     env.add_env_cleanup_hook((), |()| {
         ENVIRONMENT.set(None);
         crate::process_group::abort_all();
     })?;
     Ok(())
+}
+
+/// Whether this thread's JavaScript is being terminated: an environment that ends refuses every call that could run
+/// JavaScript, even one as small as this.
+fn is_ending() -> bool {
+    ENVIRONMENT
+        .get()
+        .is_some_and(|env| env.get_global().and_then(|global| global.has_named_property("process")).is_err())
 }
 
 /// Tells the collector that handles of this thread keep `bytes` more (or, negative, fewer) alive.

@@ -120,6 +120,13 @@ fn expect_eps(eps: f64) -> Result<()> {
     Err(Error::expected(Code::Argument, "batchNorm", "a positive eps", eps))
 }
 
+fn expect_float(op: &str, dtype: DType) -> Result<()> {
+    if matches!(dtype, DType::F32 | DType::F64) {
+        return Ok(());
+    }
+    Err(Error::expected(Code::DType, op, "float32 or float64", dtype))
+}
+
 fn expect_numel(op: &str, what: &str, slice: HostSlice<'_>, shape: BatchNormShape) -> Result<()> {
     if slice.len() == shape.numel() {
         return Ok(());
@@ -140,10 +147,16 @@ fn check_training(
     arguments: &Arguments<'_>,
     options: Options,
     group: Option<&ProcessGroup>,
+    output: HostSlice<'_>,
 ) -> Result<()> {
     const OP: &str = "batchNorm";
     expect_eps(options.eps)?;
+    expect_float(OP, input.dtype())?;
     expect_numel(OP, "input", input, shape)?;
+    expect_numel(OP, "output", output, shape)?;
+    if output.dtype() != input.dtype() {
+        return Err(Error::expected(Code::DType, OP, format!("output of {}", input.dtype()), output.dtype()));
+    }
     if options.momentum.is_some_and(|momentum| !momentum.is_finite()) {
         return Err(Error::expected(
             Code::Argument,
@@ -179,7 +192,7 @@ pub fn forward_training(
     group: Option<&ProcessGroup>,
     output: HostSliceMut<'_>,
 ) -> Result<Saved> {
-    check_training(input, shape, &arguments, options, group)?;
+    check_training(input, shape, &arguments, options, group, output.as_slice())?;
     let group = group.filter(|group| group.size() > 1).cloned();
     let mut saved = Saved {
         statistics: Cpu.new_buffer(slot_bytes(shape.channels, DType::F64))?,

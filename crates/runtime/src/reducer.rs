@@ -9,8 +9,7 @@ use crate::tensor::Tensor;
 use crate::work::Work;
 use std::sync::Arc;
 use syncbn_core::bucket::{Bucket, ParameterSize, plan_buckets};
-use syncbn_core::{Code, DType, Error, Ops, ReduceOp, Result};
-use syncbn_cpu::Cpu;
+use syncbn_core::{Code, DType, Error, ReduceOp, Result};
 
 /// One bucket of one step.
 struct Slot {
@@ -132,7 +131,7 @@ impl Reducer {
     fn mark_buckets_ready(&mut self) -> Result<()> {
         while let Some(slot) = self.slots.get_mut(self.next).filter(|slot| slot.ready.iter().all(|&ready| ready)) {
             let (dtype, mut guard) = (slot.plan.dtype, slot.memory.write_owned()?);
-            slot.work = Some(self.group.submit(move |group| group.all_reduce(guard.bytes(), dtype, ReduceOp::Sum)));
+            slot.work = Some(self.group.submit(move |group| group.all_reduce(guard.bytes(), dtype, ReduceOp::Avg)));
             self.next += 1;
         }
         Ok(())
@@ -158,10 +157,6 @@ impl Reducer {
         let works: Vec<Work> = self.slots.iter_mut().filter_map(|slot| slot.work.take()).collect();
         self.reset();
         works.into_iter().try_for_each(|work| work.wait())?;
-        let share = 1.0 / self.group.size() as f64;
-        for slot in &self.slots {
-            Cpu.scale_in_place(slot.memory.write()?.slice(), share)?;
-        }
         for (&index, gradient) in indices.iter().zip(gradients) {
             let Place { bucket, position } = self.place(index)?;
             let slot = &self.slots[bucket];

@@ -1,7 +1,8 @@
 //! A collective under way: wait for it, ask whether it is done, or be told.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use syncbn_core::Result;
+use syncbn_comm::interrupt::{CHECK_INTERVAL, is_interrupted};
+use syncbn_core::{Code, Error, Result};
 
 type Callback = Box<dyn FnOnce(Result<()>) + Send>;
 
@@ -37,14 +38,18 @@ impl Work {
         callbacks.into_iter().for_each(|callback| callback(result.clone()));
     }
 
-    /// Blocks until the outcome is there. The operation's own deadline bounds the wait.
+    /// Blocks until the outcome is there. The operation's own deadline bounds the wait, and so does the end of this
+    /// thread (see [`syncbn_comm::interrupt`]), with [`Code::Aborted`].
     pub fn wait(&self) -> Result<()> {
         let mut state = self.state();
         loop {
             if let Some(result) = &state.result {
                 return result.clone();
             }
-            state = self.0.1.wait(state).unwrap_or_else(PoisonError::into_inner);
+            if is_interrupted() {
+                return Err(Error::new(Code::Aborted, "this thread is ending; the operation was not waited for"));
+            }
+            state = self.0.1.wait_timeout(state, CHECK_INTERVAL).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
