@@ -24,12 +24,17 @@ async function step(sentence, program, args) {
   if ((await run(program, args)) !== 0) throw new StepError(sentence)
 }
 
+/** Rust files that are no part of the library. */
+function isNotLinked(path) {
+  return /[/\\]crates[/\\][^/\\]+[/\\](tests|examples|benches)[/\\]/.test(path)
+}
+
 function nativeLibraries(folder) {
   return readdirSync(join(root, folder)).filter((name) => name.endsWith('.node'))
 }
 
 async function buildNative(ifNeeded, debug) {
-  const sources = files(['crates', 'Cargo.toml', 'Cargo.lock', '.cargo'])
+  const sources = files(['crates', 'Cargo.toml', 'Cargo.lock', '.cargo'], isNotLinked)
   const targets = [...nativeLibraries('src'), 'binding.cjs'].map((name) => join(root, 'src', name))
   if (ifNeeded && targets.length > 1 && upToDate(sources, targets)) return
   requireRust()

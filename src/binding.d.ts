@@ -126,8 +126,8 @@ export interface BindingBatchNormGradients {
 export interface BindingBatchNormOptions {
   /** Statistics of the input instead of the running ones. */
   training: boolean
-  /** `null` for the cumulative average. */
-  momentum?: number | null
+  /** Absent for the cumulative average. */
+  momentum?: number
   eps: number
 }
 
@@ -176,10 +176,10 @@ export interface BindingGroupInfo {
 /** How this process joins the world. */
 export interface BindingGroupOptions {
   initMethod: string
-  rank?: number | null
-  worldSize?: number | null
+  rank?: number
+  worldSize?: number
   timeout: number
-  token?: string | null
+  token?: string
 }
 
 /** Result of [`max_pool2d`]. */
@@ -366,6 +366,12 @@ export declare function tensorTo(tensor: BindingTensor, dtypeName?: string | und
 export declare function tensorToArray(tensor: BindingTensor, raw: boolean): Numbers
 
 export declare function tensorVersion(tensor: BindingTensor): number
+
+/**
+ * Milliseconds of each of `iterations` exchanges of `bytes` per rank, back to back: what a collective costs without
+ * the JavaScript around it. For benchmarks.
+ */
+export declare function timeAllGather(group: BindingGroup, bytes: number, iterations: number): Array<number>
 
 export declare function updateRunningStats(runningMean: BindingTensor, runningVar: BindingTensor, stats: BindingStats, momentum: number): void
 

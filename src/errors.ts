@@ -34,7 +34,6 @@ const KINDS = {
   ERR_GROUP_POISONED: 'Distributed',
   ERR_ABORTED: 'Distributed',
   ERR_IO: 'Distributed',
-  ERR_WORKER_FAILED: 'Distributed',
   ERR_TIMEOUT: 'Timeout',
   ERR_PEER_LOST: 'PeerLost',
   ERR_MISMATCH: 'Mismatch',

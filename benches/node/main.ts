@@ -141,11 +141,17 @@ function waysOf(problem: Problem): Way[] {
 
 async function measureExchanges(): Promise<ExchangeResult[]> {
   const measured: ExchangeResult[] = []
+  const iterations = exchangeIterations
   for (const job of jobs.filter(({ size }) => size > 1)) {
-    const request = { kind: 'exchange', channels: EXCHANGE_CHANNELS, iterations: exchangeIterations } as const
-    const microseconds = (await job.ask(request)).first.map((ms) => 1000 * ms)
-    const [p50Us, p99Us] = [quantile(microseconds, 0.5), quantile(microseconds, 0.99)]
-    measured.push({ what: 'gatherStats', ranks: job.size, bytes: EXCHANGE_BYTES, p50Us, p99Us })
+    const requests = {
+      all_gather: { kind: 'allGather', bytes: EXCHANGE_BYTES, iterations },
+      'gatherStats()': { kind: 'gatherStats', channels: EXCHANGE_CHANNELS, iterations },
+    } as const
+    for (const [what, request] of Object.entries(requests)) {
+      const microseconds = (await job.ask(request)).first.map((ms) => 1000 * ms)
+      const [p50Us, p99Us] = [quantile(microseconds, 0.5), quantile(microseconds, 0.99)]
+      measured.push({ what, ranks: job.size, bytes: EXCHANGE_BYTES, p50Us, p99Us })
+    }
     if (!torch) continue
     const gloo = await glooAllGather(job.size, EXCHANGE_BYTES)
     measured.push({ what: 'gloo all_gather', ranks: job.size, bytes: EXCHANGE_BYTES, ...gloo })

@@ -18,12 +18,16 @@ import {
   type MemoryFormat,
 } from 'syncbn'
 
+import { nativeGroup } from '../../dist/distributed/process-group.js'
+import { native } from '../../dist/native.js'
+
 /** How the layer is called. */
 export type Path = 'batchNorm' | 'module' | 'functional'
 
 export type Request =
   | { kind: 'layer'; path: Path; shape: readonly number[]; memoryFormat: MemoryFormat; iterations: number }
-  | { kind: 'exchange'; channels: number; iterations: number }
+  | { kind: 'gatherStats'; channels: number; iterations: number }
+  | { kind: 'allGather'; bytes: number; iterations: number }
   | { kind: 'copy'; bytes: number; iterations: number }
   | { kind: 'end' }
 
@@ -109,15 +113,22 @@ function measure(step: Step, iterations: number, warmup: number): Answer {
   return answer
 }
 
-function exchangeStep(channels: number): Step {
-  const mean = new Float64Array(channels)
-  const m2 = new Float64Array(channels)
-  return () => {
+/** Exchanges back to back: ranks that wait for nothing else stay in step by themselves. */
+function measureGatherStats(channels: number, iterations: number): Answer {
+  const local = { count: 1, mean: new Float64Array(channels), m2: new Float64Array(channels) }
+  const times: number[] = []
+  for (let i = 0; i < EXCHANGE_WARMUP + iterations; i += 1) {
     const start = performance.now()
-    gatherStats({ count: 1, mean, m2 })
-    const end = performance.now()
-    return [start, end, end]
+    gatherStats(local)
+    times.push(performance.now() - start)
   }
+  return { first: times.slice(EXCHANGE_WARMUP), second: [] }
+}
+
+/** The same exchange without the JavaScript around it. */
+function measureAllGather(bytes: number, iterations: number): Answer {
+  native.timeAllGather(nativeGroup(group), bytes, EXCHANGE_WARMUP)
+  return { first: native.timeAllGather(nativeGroup(group), bytes, iterations), second: [] }
 }
 
 /** Memory to memory, as the processor's own copy does it. */
@@ -139,8 +150,10 @@ function answer(request: Exclude<Request, { kind: 'end' }>): Answer {
       const step = path === 'functional' ? functionalStep(shape, memoryFormat) : moduleStep(path, shape, memoryFormat)
       return measure(step, iterations, WARMUP)
     }
-    case 'exchange':
-      return measure(exchangeStep(request.channels), request.iterations, EXCHANGE_WARMUP)
+    case 'gatherStats':
+      return measureGatherStats(request.channels, request.iterations)
+    case 'allGather':
+      return measureAllGather(request.bytes, request.iterations)
     case 'copy':
       return measure(copyStep(request.bytes), request.iterations, WARMUP)
   }

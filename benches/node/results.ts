@@ -15,9 +15,9 @@ export interface LayerResult {
   gigabytesPerSecond: number
 }
 
-/** How long an exchange of statistics takes. */
+/** How long an exchange of statistics takes: natively, called from JavaScript, or by a peer. */
 export interface ExchangeResult {
-  what: 'gatherStats' | 'gloo all_gather'
+  what: string
   ranks: number
   bytes: number
   p50Us: number

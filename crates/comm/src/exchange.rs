@@ -130,16 +130,27 @@ impl<'a> Transfer<'a> {
     }
 }
 
-/// Runs a round to its end or to `deadline`.
-pub(crate) fn exchange(call: &Call, transfers: &mut [Transfer<'_>], deadline: Instant) -> Result<(), Failure> {
+/// How long a round may take: looking for the others' frames without sleeping first, then asleep to the deadline.
+#[derive(Clone, Copy)]
+pub(crate) struct Patience {
+    /// Zero where ranks share cores: looking would take the time of the very rank that is waited for.
+    pub(crate) spin: Duration,
+    pub(crate) deadline: Instant,
+}
+
+/// Runs a round to its end or to its deadline.
+pub(crate) fn exchange(call: &Call, transfers: &mut [Transfer<'_>], patience: Patience) -> Result<(), Failure> {
     let header = call.encode();
     // Everybody's message is on its way before this rank looks for theirs.
     let sent: Vec<_> = transfers.iter_mut().map(Transfer::send).collect();
     for (transfer, sent) in transfers.iter_mut().zip(sent) {
         transfer.receive(call, &header).and(sent)?;
     }
+    let start = Instant::now();
     while transfers.iter().any(|transfer| !transfer.done()) {
-        wait(transfers, deadline)?;
+        if patience.spin.is_zero() || start.elapsed() >= patience.spin {
+            wait(transfers, patience.deadline)?;
+        }
         transfers.iter_mut().filter(|transfer| !transfer.done()).try_for_each(|t| t.advance(call, &header))?;
     }
     Ok(())

@@ -1,7 +1,7 @@
 //! A group of ranks and its collectives.
 
 use crate::control::{Control, Fate, Notice};
-use crate::exchange::Failure;
+use crate::exchange::{Failure, Patience};
 use crate::frame::{Call, Op};
 use crate::health::{Farewell, Gone, Health, Refusal};
 use crate::mesh::Lane;
@@ -9,7 +9,7 @@ use crate::reduce;
 use crate::session::{Engine, Session, one_round};
 use crate::wait::{deadline, rank_list, words};
 use std::fmt;
-use std::net::Shutdown;
+use std::net::{Shutdown, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use syncbn_core::collective::{Collective, ReduceOp};
@@ -18,6 +18,9 @@ use syncbn_core::error::{Code, Error, Result};
 
 /// How long a broken connection may stay unexplained before it counts as the peer's end.
 const EXPLAIN_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// About one sleep and wake-up by the scheduler: longer than ranks in step come apart, and little lost if they are not.
+const SPIN: Duration = Duration::from_micros(20);
 
 /// A group of ranks with its own sockets and order of calls.
 ///
@@ -34,6 +37,7 @@ pub struct Group {
     /// This rank's global number.
     me: usize,
     timeout: Duration,
+    spin: Duration,
     peers: Lane,
     engine: Mutex<Engine>,
     health: Health,
@@ -56,8 +60,8 @@ impl Group {
     pub(crate) fn new(parts: Parts) -> Arc<Self> {
         let Parts { name, id, ranks, me, timeout, peers, control } = parts;
         let position = ranks.iter().position(|&rank| rank == me);
-        let (engine, health) = Default::default();
-        let group = Arc::new(Self { name, id, ranks, position, me, timeout, peers, engine, health, control });
+        let (engine, health, spin) = (Mutex::default(), Health::default(), spin(&peers));
+        let group = Arc::new(Self { name, id, ranks, position, me, timeout, spin, peers, engine, health, control });
         if position.is_some() {
             group.control.register(&group);
             // A rank that was lost before the group was known to the liveness thread.
@@ -224,8 +228,8 @@ impl Group {
         let call = Call { group: self.id, sequence: engine.next(), op, length: length as u64, round: 0 };
         self.health.begin(call.sequence).map_err(|refusal| self.refuse(refusal, &call))?;
         engine.begin();
-        let at = deadline(timeout);
-        let mut session = Session::new(call, &self.peers, &mut engine, at);
+        let patience = Patience { spin: self.spin, deadline: deadline(timeout) };
+        let mut session = Session::new(call, &self.peers, &mut engine, patience);
         match body(&mut session, me) {
             Ok(()) => {
                 self.health.finish();
@@ -327,6 +331,17 @@ impl Group {
         let text = format!("{op}: rank {} is not in the group '{}' ({})", self.me, self.name, rank_list(&self.ranks));
         self.context(Error::new(Code::NotInGroup, text))
     }
+}
+
+/// How long a call looks for the others' frames before it sleeps: not at all if ranks share this machine's cores.
+fn spin(peers: &Lane) -> Duration {
+    let here = |stream: &TcpStream| {
+        let (own, other) = (stream.local_addr(), stream.peer_addr());
+        own.is_ok_and(|own| other.is_ok_and(|other| own.ip() == other.ip()))
+    };
+    let local = 1 + peers.iter().flatten().filter(|stream| here(stream)).count();
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    if local <= cores { SPIN } else { Duration::ZERO }
 }
 
 impl Drop for Group {

@@ -1,12 +1,11 @@
 //! One running call of a group: what is sent to whom, in which round.
 
-use crate::exchange::{Failure, Transfer, exchange};
+use crate::exchange::{Failure, Patience, Transfer, exchange};
 use crate::frame::Call;
 use crate::mesh::Lane;
 use crate::reduce;
 use std::net::TcpStream;
 use std::ops::Range;
-use std::time::Instant;
 use syncbn_core::collective::ReduceOp;
 use syncbn_core::dtype::DType;
 
@@ -62,12 +61,12 @@ pub(crate) struct Session<'a> {
     call: Call,
     peers: &'a Lane,
     engine: &'a mut Engine,
-    at: Instant,
+    patience: Patience,
 }
 
 impl<'a> Session<'a> {
-    pub(crate) fn new(call: Call, peers: &'a Lane, engine: &'a mut Engine, at: Instant) -> Self {
-        Self { call, peers, engine, at }
+    pub(crate) fn new(call: Call, peers: &'a Lane, engine: &'a mut Engine, patience: Patience) -> Self {
+        Self { call, peers, engine, patience }
     }
 
     fn streams(peers: &Lane) -> impl Iterator<Item = (usize, &TcpStream)> {
@@ -104,7 +103,7 @@ impl<'a> Session<'a> {
         let streams = Self::streams(self.peers).zip(bodies);
         let mut transfers: Vec<_> =
             streams.map(|((peer, stream), body)| Transfer::new(peer, stream, [&*frame, tail], body)).collect();
-        exchange(&call, &mut transfers, self.at)
+        exchange(&call, &mut transfers, self.patience)
     }
 
     /// Receives `data` from the rank at position `root`; the others only say that they are here.
@@ -166,7 +165,7 @@ impl<'a> Session<'a> {
         let transfers = Self::streams(self.peers)
             .zip(shares(scratch, others))
             .map(|((peer, stream), body)| Transfer::new(peer, stream, [&header, &data[ranges[peer].clone()]], body));
-        exchange(&self.call, &mut transfers.collect::<Vec<_>>(), self.at)
+        exchange(&self.call, &mut transfers.collect::<Vec<_>>(), self.patience)
     }
 
     /// Every rank sends its part, combined, to the others.

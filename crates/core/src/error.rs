@@ -115,8 +115,6 @@ codes! {
     Aborted = "ERR_ABORTED" => Distributed,
     /// A socket or file of the process group failed.
     Io = "ERR_IO" => Distributed,
-    /// A worker process of the launcher failed.
-    WorkerFailed = "ERR_WORKER_FAILED" => Distributed,
     /// A deadline passed; the message names the ranks that are missing.
     Timeout = "ERR_TIMEOUT" => Timeout,
     /// A rank's process or connection ended.

@@ -34,8 +34,7 @@ impl From<Saved> for BindingSaved {
 pub struct BindingBatchNormOptions {
     /// Statistics of the input instead of the running ones.
     pub training: bool,
-    /// `null` for the cumulative average.
-    #[napi(ts_type = "number | null")]
+    /// Absent for the cumulative average.
     pub momentum: Option<f64>,
     pub eps: f64,
 }

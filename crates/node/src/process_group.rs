@@ -61,12 +61,9 @@ impl BindingCancel {
 #[napi(object)]
 pub struct BindingGroupOptions {
     pub init_method: String,
-    #[napi(ts_type = "number | null")]
     pub rank: Option<f64>,
-    #[napi(ts_type = "number | null")]
     pub world_size: Option<f64>,
     pub timeout: f64,
-    #[napi(ts_type = "string | null")]
     pub token: Option<String>,
 }
 
@@ -163,6 +160,15 @@ pub fn local_rank() -> Result<u32> {
     let environment = Environment::from_process();
     let rank = checked(environment.number("LOCAL_RANK"))?.or(checked(environment.number("SLURM_LOCALID"))?);
     Ok(rank.unwrap_or(0) as u32)
+}
+
+/// Milliseconds of each of `iterations` exchanges of `bytes` per rank, back to back: what a collective costs without
+/// the JavaScript around it. For benchmarks.
+#[napi(catch_unwind)]
+pub fn time_all_gather(group: &BindingGroup, bytes: f64, iterations: f64) -> Result<Vec<f64>> {
+    const OP: &str = "timeAllGather";
+    let (bytes, iterations) = (count(OP, "bytes", bytes)?, count(OP, "iterations", iterations)?);
+    checked(process_group::time_all_gather(&group.0, bytes, iterations))
 }
 
 /// A collective under way. Opaque to JavaScript.

@@ -108,7 +108,8 @@ pub fn expect_channels(
         return Err(Error::expected(Code::Shape, op, format!("{what} of {} elements", shape.channels), numel));
     }
     if dtype != input && dtype != DType::F32 {
-        return Err(Error::expected(Code::DType, op, format!("{what} of float32 or {input}"), dtype));
+        let allowed = if input == DType::F32 { "float32".into() } else { format!("float32 or {input}") };
+        return Err(Error::expected(Code::DType, op, format!("{what} of {allowed}"), dtype));
     }
     Ok(())
 }

@@ -5,7 +5,7 @@
 use crate::tensor::Tensor;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -25,13 +25,28 @@ fn file_error(path: &Path, what: &str, cause: impl std::fmt::Display) -> Error {
     Error::new(Code::File, format!("cannot {what} {}: {cause}", path.display()))
 }
 
+fn expect_names(tensors: &[(String, Tensor)]) -> Result<()> {
+    let mut seen = HashSet::from(["__metadata__"]);
+    match tensors.iter().find(|(name, _)| !seen.insert(name)) {
+        None => Ok(()),
+        Some((name, _)) => {
+            let expected = "distinct names other than '__metadata__'";
+            Err(Error::expected(Code::Argument, "saveSafetensors", expected, format!("'{name}'")))
+        }
+    }
+}
+
 /// One file's bytes, taken now so that later changes of the tensors do not reach it.
 #[derive(Debug)]
 pub struct Snapshot(Vec<u8>);
 
 impl Snapshot {
     /// Serialises tensors under their names; values are in row-major order.
+    ///
+    /// # Errors
+    /// [`Code::Argument`] for a name that comes twice or is the format's own `__metadata__`.
     pub fn new(tensors: &[(String, Tensor)], metadata: Option<HashMap<String, String>>) -> Result<Self> {
+        expect_names(tensors)?;
         let contiguous = tensors.iter().map(|(_, tensor)| tensor.contiguous()).collect::<Result<Vec<_>>>()?;
         let guards = contiguous.iter().map(Tensor::read).collect::<Result<Vec<_>>>()?;
         let views = tensors

@@ -1,6 +1,6 @@
 //! One batch norm over several ranks: its numbers, the calls that compute it, and what they gave.
 
-use super::{tensor, values};
+use crate::support::{ranks, tensor, values};
 use syncbn_core::generator::Generator;
 use syncbn_core::{DType, MemoryFormat, Result};
 use syncbn_runtime::array::Options;
@@ -103,7 +103,7 @@ impl Problem {
 
     /// One training step on all ranks of a world of their own.
     pub fn run(&self) -> Vec<Step> {
-        super::ranks(self.ranks(), |group| self.step(group.member_rank().unwrap(), Some(group)).unwrap())
+        ranks(self.ranks(), |group| self.step(group.member_rank().unwrap(), Some(group)).unwrap())
     }
 }
 
