@@ -72,6 +72,7 @@ const STYLE_SHEET = `
   svg { color-scheme: light dark; }
   text { font: 13px system-ui, -apple-system, 'Segoe UI', sans-serif; fill: #1f2328; }
   .title { font-size: 16px; font-weight: 600; }
+  .legend { font-size: 12px; }
   .muted { fill: #59636e; }
   .paper { fill: #ffffff; stroke: #d1d9e0; }
   .grid { stroke: #d1d9e0; stroke-width: 1; }
@@ -147,7 +148,7 @@ function legend(runs: readonly Run[]): string[] {
     const left = PLOT.left + i * width
     return [
       `<path class="curve ${STYLES[i]}" d="M${left + 4} 52h24"/>`,
-      `<text x="${left + 38}" y="56">${setting}</text>`,
+      `<text x="${left + 34}" y="56" class="legend">${setting}</text>`,
     ]
   })
 }

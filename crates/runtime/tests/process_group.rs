@@ -77,7 +77,7 @@ fn wrong_arguments_are_errors_before_any_exchange() {
         // Only one rank makes them: an exchange would meet the other's barrier.
         if rank_of(group) == 0 {
             let (two, three) = (row(&[0.0; 2]), row(&[0.0; 3]));
-            expect(all_gather(group, &[two.clone()], &two), Code::Argument);
+            expect(all_gather(group, std::slice::from_ref(&two), &two), Code::Argument);
             expect(all_gather(group, &[two.clone(), three.clone()], &two), Code::Shape);
             let double = row(&[0.0; 2]).to_dtype(DType::F64).unwrap();
             expect(all_gather(group, &[two.clone(), double], &two), Code::DType);

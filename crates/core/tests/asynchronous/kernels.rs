@@ -94,8 +94,7 @@ impl Kernels for Device {
         let (input, weight, bias) = (input.clone(), weight.cloned(), bias.cloned());
         let (messages, output, statistics) = (messages.clone(), output.clone(), statistics.clone());
         let momentum = running.as_ref().and_then(|running| running.momentum);
-        let running =
-            running.map(|r| (r.mean.clone(), r.var.clone(), r.num_batches_tracked.map(|tracked| tracked.clone())));
+        let running = running.map(|r| (r.mean.clone(), r.var.clone(), r.num_batches_tracked.cloned()));
         let (dtype, channels, status) = (self.statistics, shape.channels, self.too_few_values.clone());
         self.enqueue_kernel(move || {
             let slots: Vec<ChannelStats> = (0..world_size)

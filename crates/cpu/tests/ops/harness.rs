@@ -65,7 +65,8 @@ pub fn assert_close<T: Num>(what: &str, got: &[T], expected: &[f64], terms: usiz
     }
 }
 
-/// Runs `test` with 1 and then with 4 threads; the results must be the same.
+/// Runs `test` with 1 and then with 4 threads; the results must be the same. Work on less than a mebibyte stays on one
+/// thread, so every operation is also tried on more.
 #[track_caller]
 pub fn same_with_threads<R: PartialEq>(what: &str, test: impl Fn() -> R) -> R {
     static THREADS: Mutex<()> = Mutex::new(());

@@ -10,7 +10,7 @@ const ALONG: [Along; 5] = [
     Along { outer: 3, size: 4, inner: 11 },
     Along { outer: 1, size: 1, inner: 3 },
     Along { outer: 0, size: 3, inner: 2 },
-    Along { outer: 37, size: 129, inner: 3 },
+    Along { outer: 1_037, size: 129, inner: 3 },
 ];
 
 /// Calls `visit` with the offsets of each line along the dimension.

@@ -13,7 +13,7 @@ fn geometries() -> Vec<Pool2d> {
         (3, 2, [6, 6], [2, 2], [2, 2], [0, 0]),
         (1, 1, [5, 7], [5, 7], [1, 1], [0, 0]),
         (0, 4, [4, 4], [2, 2], [1, 1], [0, 0]),
-        (9, 33, [11, 13], [3, 2], [1, 3], [1, 1]),
+        (9, 65, [41, 43], [3, 2], [1, 3], [1, 1]),
     ];
     let with_layout = |channels_last: bool| {
         options.map(|(batch, channels, input, kernel, stride, padding)| {

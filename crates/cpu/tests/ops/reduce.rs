@@ -14,7 +14,7 @@ fn positions(sizes: &[usize], strides: &[usize]) -> Vec<usize> {
 
 fn sums<T: Num>() {
     type Sizes = &'static [usize];
-    let layouts: [(Sizes, Sizes, Sizes, Sizes); 9] = [
+    let layouts: [(Sizes, Sizes, Sizes, Sizes); 10] = [
         // kept sizes and strides, summed sizes and strides
         (&[], &[], &[3, 5, 7], &[35, 7, 1]),
         (&[3, 5], &[35, 7], &[7], &[1]),
@@ -25,6 +25,7 @@ fn sums<T: Num>() {
         (&[4], &[0], &[0], &[1]),
         (&[2, 1, 65], &[65, 7, 1], &[1], &[3]),
         (&[33], &[1_001], &[7, 143], &[143, 1]),
+        (&[300_001], &[1], &[3], &[300_001]),
     ];
     for (kept, kept_strides, reduced, reduced_strides) in layouts {
         let (starts, steps) = (positions(kept, kept_strides), positions(reduced, reduced_strides));
@@ -43,7 +44,9 @@ fn sums<T: Num>() {
             let value = |at: usize| -> f64 { input[at].into() };
             let expected: Vec<f64> =
                 starts.iter().map(|start| steps.iter().map(|step| value(start + step)).sum::<f64>() * scale).collect();
-            assert_close(&format!("{layout:?}"), &got, &expected, 1);
+            // Sums are made in float64 whatever the type, so only float64 results can depend on the order of terms.
+            let terms = if T::EPSILON == f64::EPSILON { steps.len() } else { 1 };
+            assert_close(&format!("{layout:?}"), &got, &expected, terms);
         }
     }
 }
@@ -65,7 +68,7 @@ fn a_long_float32_sum_does_not_lose_small_terms() {
 }
 
 fn maxima<T: Num>() {
-    for (outer, size, inner) in [(1, 7, 1), (3, 5, 7), (2, 1, 33), (50, 11, 3)] {
+    for (outer, size, inner) in [(1, 7, 1), (3, 5, 7), (2, 1, 33), (50_001, 5, 3)] {
         let mut input: Vec<T> = random(12, outer * size * inner);
         // Ties, and NaN in the last line.
         input.iter_mut().for_each(|x| *x = T::of((Into::<f64>::into(*x) * 2.0).round()));
