@@ -6,8 +6,11 @@
  */
 import { spawn, type ChildProcess } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
-import { createServer } from 'node:net'
 import { fileURLToPath } from 'node:url'
+
+import { freePort } from '../../dist/cli/free-port.js'
+
+export { freePort }
 
 /** Exit codes of worker.ts. */
 export const EXIT = { ok: 0, scenarioFailed: 10, notStarted: 11 } as const
@@ -98,17 +101,6 @@ export async function runRanks<T>(scenario: string, size: number, options: RunOp
 export async function valuesOf<T>(scenario: string, size: number, options: RunOptions = {}): Promise<T[]> {
   const outcomes = await runRanks<T>(scenario, size, options)
   return outcomes.map(({ value }) => value as T)
-}
-
-/** A port that nothing listens on. */
-export function freePort(): Promise<number> {
-  return new Promise((resolve, reject) => {
-    const server = createServer().once('error', reject)
-    server.listen(0, '127.0.0.1', () => {
-      const { port } = server.address() as { port: number }
-      server.close(() => resolve(port))
-    })
-  })
 }
 
 function start(scenario: string, rank: number, shared: Record<string, string>, options: RunOptions): Running {

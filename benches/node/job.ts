@@ -2,9 +2,10 @@
 import { spawn, type ChildProcess } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
 import { once } from 'node:events'
-import { createServer } from 'node:net'
 import { availableParallelism } from 'node:os'
 import { fileURLToPath } from 'node:url'
+
+import { freePort } from '../../dist/cli/free-port.js'
 
 import type { Answer, Request } from './rank.ts'
 
@@ -76,17 +77,6 @@ function nextMessage<T>(rank: ChildProcess): Promise<T> {
     rank.once('message', (message) => {
       rank.off('exit', onExit)
       resolve(message as T)
-    })
-  })
-}
-
-/** A port that nothing listens on. */
-export function freePort(): Promise<number> {
-  return new Promise((resolve, reject) => {
-    const server = createServer().once('error', reject)
-    server.listen(0, '127.0.0.1', () => {
-      const { port } = server.address() as { port: number }
-      server.close(() => resolve(port))
     })
   })
 }

@@ -4,7 +4,7 @@ import { once } from 'node:events'
 import { createInterface } from 'node:readline'
 import { fileURLToPath } from 'node:url'
 
-import { freePort } from './job.ts'
+import { freePort } from '../../dist/cli/free-port.js'
 import type { Problem } from './problems.ts'
 
 const pathOf = (name: string): string => fileURLToPath(new URL(`../peers/${name}`, import.meta.url))

@@ -6,9 +6,9 @@
  * everything the same way; a second one does not wait. No process outlives the launcher, not even if it is killed.
  */
 import { randomBytes } from 'node:crypto'
-import { createServer } from 'node:net'
 import { availableParallelism, constants } from 'node:os'
 
+import { freePort } from './free-port.ts'
 import { type LaunchOptions, UsageError } from './launch-options.ts'
 import { scriptArguments } from './run-script.ts'
 import { type Failure, type WorkerCommand, WorkerGroup } from './worker-group.ts'
@@ -90,7 +90,7 @@ async function workerCommands(
     WORLD_SIZE: String(nprocPerNode * nnodes),
     LOCAL_WORLD_SIZE: String(nprocPerNode),
     MASTER_ADDR: options.masterAddr,
-    MASTER_PORT: String(options.masterPort ?? (await freePort(options.masterAddr))),
+    MASTER_PORT: String(options.masterPort ?? (await chooseMasterPort(options.masterAddr))),
     SYNCBN_TOKEN: token,
     SYNCBN_NUM_THREADS: process.env.SYNCBN_NUM_THREADS ?? String(threadsPerProcess(nprocPerNode)),
     SYNCBN_RESTART_COUNT: String(attempt),
@@ -120,15 +120,12 @@ function jobToken({ nnodes }: LaunchOptions): string {
   )
 }
 
-function freePort(host: string): Promise<number> {
-  return new Promise((resolve, reject) => {
-    const server = createServer()
-    server.once('error', (error) => reject(new UsageError(`cannot listen on ${host}: ${error.message}`)))
-    server.listen(0, host, () => {
-      const { port } = server.address() as { port: number }
-      server.close(() => resolve(port))
-    })
-  })
+async function chooseMasterPort(host: string): Promise<number> {
+  try {
+    return await freePort(host)
+  } catch (error) {
+    throw new UsageError(`cannot listen on ${host}: ${(error as Error).message}`)
+  }
 }
 
 function report(failure: Failure): void {

@@ -4,6 +4,7 @@
 
 use std::net::TcpListener;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 use syncbn_comm::{CancelToken, Environment, InitOptions, World, init};
@@ -12,9 +13,22 @@ use syncbn_core::error::{Code, Error, Result};
 /// Long enough for a loaded machine; tests of deadlines choose their own.
 pub const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A port that was free a moment ago.
+/// Where the search for a free port is made.
+const FIRST_PORT: u16 = 12_000;
+const SPAN: u32 = 20_000;
+
+/// A port that is free, and that no other test of this process was given.
+///
+/// It lies below the range from which systems choose the ports of connections, one of which could take it before the
+/// rendezvous does.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static TRIED: AtomicU32 = AtomicU32::new(0);
+    let start = std::process::id().wrapping_mul(97);
+    (0..SPAN)
+        .map(|_| start.wrapping_add(TRIED.fetch_add(1, Ordering::Relaxed)) % SPAN)
+        .map(|offset| FIRST_PORT + offset as u16)
+        .find(|&port| TcpListener::bind(("127.0.0.1", port)).is_ok())
+        .expect("a free port")
 }
 
 /// The options of one rank of a world that meets at `port`.

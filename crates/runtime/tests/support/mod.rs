@@ -2,9 +2,8 @@
 
 #![allow(dead_code, reason = "each test binary uses a part")]
 
-use std::collections::HashSet;
 use std::net::TcpListener;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 use syncbn_comm::CancelToken;
@@ -16,17 +15,22 @@ use syncbn_runtime::{ProcessGroup, Tensor};
 /// Bounds every wait of a test, long enough for a loaded machine.
 pub const TIMEOUT: Duration = Duration::from_secs(20);
 
+/// Where the search for a free port is made.
+const FIRST_PORT: u16 = 12_000;
+const SPAN: u32 = 20_000;
+
 /// A port that is free, and that no other test of this process was given.
+///
+/// It lies below the range from which systems choose the ports of connections, one of which could take it before the
+/// rendezvous does.
 pub fn free_port() -> u16 {
-    static GIVEN: Mutex<Option<HashSet<u16>>> = Mutex::new(None);
-    let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
-    let given = given.get_or_insert_default();
-    loop {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        if given.insert(port) {
-            return port;
-        }
-    }
+    static TRIED: AtomicU32 = AtomicU32::new(0);
+    let start = std::process::id().wrapping_mul(97);
+    (0..SPAN)
+        .map(|_| start.wrapping_add(TRIED.fetch_add(1, Ordering::Relaxed)) % SPAN)
+        .map(|offset| FIRST_PORT + offset as u16)
+        .find(|&port| TcpListener::bind(("127.0.0.1", port)).is_ok())
+        .expect("a free port")
 }
 
 /// Runs `body(group)` on every rank of a fresh world of `size`, each rank a thread; the results in rank order.
