@@ -929,6 +929,7 @@ module.exports.tensorTo = nativeBinding.tensorTo
 module.exports.tensorToArray = nativeBinding.tensorToArray
 module.exports.tensorVersion = nativeBinding.tensorVersion
 module.exports.timeAllGather = nativeBinding.timeAllGather
+module.exports.timeBatchNorm = nativeBinding.timeBatchNorm
 module.exports.updateRunningStats = nativeBinding.updateRunningStats
 module.exports.updateRunningStatsArray = nativeBinding.updateRunningStatsArray
 module.exports.verifyParameters = nativeBinding.verifyParameters

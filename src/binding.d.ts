@@ -131,6 +131,12 @@ export interface BindingBatchNormOptions {
   eps: number
 }
 
+/** Milliseconds of each iteration. */
+export interface BindingBatchNormTimes {
+  forward: Array<number>
+  backward: Array<number>
+}
+
 /** Result of [`load_safetensors`]. */
 export interface BindingCheckpoint {
   names: Array<string>
@@ -367,11 +373,11 @@ export declare function tensorToArray(tensor: BindingTensor, raw: boolean): Numb
 
 export declare function tensorVersion(tensor: BindingTensor): number
 
-/**
- * Milliseconds of each of `iterations` exchanges of `bytes` per rank, back to back: what a collective costs without
- * the JavaScript around it. For benchmarks.
- */
+/** Milliseconds of each of `iterations` exchanges of `bytes` per rank, back to back. */
 export declare function timeAllGather(group: BindingGroup, bytes: number, iterations: number): Array<number>
+
+/** Milliseconds of `iterations` float32 batch norm steps in two phases, on tensors that are made once. */
+export declare function timeBatchNorm(shape: Array<number>, memoryFormat: string, iterations: number): BindingBatchNormTimes
 
 export declare function updateRunningStats(runningMean: BindingTensor, runningVar: BindingTensor, stats: BindingStats, momentum: number): void
 

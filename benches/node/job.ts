@@ -45,9 +45,18 @@ export class Job {
 
   /** Sends every rank the request; the times are those of the slowest rank in each iteration. */
   async ask(request: Request): Promise<Answer> {
+    return slowest(await this.#askAll(request))
+  }
+
+  /** Sends every rank the request; the times are rank 0's. */
+  async askFirst(request: Request): Promise<Answer> {
+    return (await this.#askAll(request))[0] as Answer
+  }
+
+  #askAll(request: Request): Promise<Answer[]> {
     const answers = this.#ranks.map((rank) => nextMessage<Answer>(rank))
     for (const rank of this.#ranks) rank.send(request)
-    return slowest(await Promise.all(answers))
+    return Promise.all(answers)
   }
 
   async end(): Promise<void> {

@@ -20,9 +20,17 @@ import { parseArgs } from 'node:util'
 import { chart } from './chart.ts'
 import { Job, threadsPerRank } from './job.ts'
 import { glooAllGather, TorchBatchNorm, whyNoPeers } from './peers.ts'
-import { bytesOf, problems, type Problem } from './problems.ts'
+import { bytesOf, kernelProblems, problems, type Problem } from './problems.ts'
 import type { Answer, Path } from './rank.ts'
-import { median, quantile, report, type ExchangeResult, type LayerResult, type Results } from './results.ts'
+import {
+  median,
+  quantile,
+  report,
+  type ExchangeResult,
+  type KernelResult,
+  type LayerResult,
+  type Results,
+} from './results.ts'
 
 const SIZES = [1, 2, 4] as const
 /** Passes over the input that forward and backward cannot do without: read twice and write; read two twice and write. */
@@ -54,6 +62,11 @@ for (const problem of problems(options.quick)) {
   say(`${problem.network} (${problem.shape.join(', ')}) ${problem.memoryFormat}`)
   layers.push(...(await measureLayer(problem)))
 }
+const kernels: KernelResult[] = []
+for (const problem of kernelProblems(options.quick)) {
+  say(`kernels ${problem.shape.join(', ')} ${problem.memoryFormat}`)
+  kernels.push(await measureKernels(problem))
+}
 say('exchange of statistics')
 const exchanges = await measureExchanges()
 const results: Results = {
@@ -66,6 +79,7 @@ const results: Results = {
   },
   quick: options.quick,
   layers,
+  kernels,
   exchanges,
 }
 await Promise.all([...jobs.map((job) => job.end()), torch?.end()])
@@ -139,6 +153,26 @@ function waysOf(problem: Problem): Way[] {
   ]
 }
 
+/** The kernels by themselves and PyTorch's, in turn, both on reused memory. */
+async function measureKernels(problem: Problem): Promise<KernelResult> {
+  const { shape, memoryFormat } = problem
+  const [ours, theirs]: [Answer, Answer] = [
+    { first: [], second: [] },
+    { first: [], second: [] },
+  ]
+  for (let round = 0; round < rounds; round += 1) {
+    const answer = await (jobs[0] as Job).ask({ kind: 'kernels', shape, memoryFormat, iterations })
+    ours.first.push(...answer.first)
+    ours.second.push(...answer.second)
+    if (!torch) continue
+    const peer = await torch.measure(problem, iterations, threadsPerRank(1), { fresh: false })
+    theirs.first.push(peer.medianForwardMs)
+    theirs.second.push(peer.medianBackwardMs)
+  }
+  const medians = ({ first, second }: Answer) => ({ forwardMs: median(first), backwardMs: median(second) })
+  return { ...problem, ours: medians(ours), ...(torch && { torch: medians(theirs) }) }
+}
+
 async function measureExchanges(): Promise<ExchangeResult[]> {
   const measured: ExchangeResult[] = []
   const iterations = exchangeIterations
@@ -148,7 +182,7 @@ async function measureExchanges(): Promise<ExchangeResult[]> {
       'gatherStats()': { kind: 'gatherStats', channels: EXCHANGE_CHANNELS, iterations },
     } as const
     for (const [what, request] of Object.entries(requests)) {
-      const microseconds = (await job.ask(request)).first.map((ms) => 1000 * ms)
+      const microseconds = (await job.askFirst(request)).first.map((ms) => 1000 * ms)
       const [p50Us, p99Us] = [quantile(microseconds, 0.5), quantile(microseconds, 0.99)]
       measured.push({ what, ranks: job.size, bytes: EXCHANGE_BYTES, p50Us, p99Us })
     }

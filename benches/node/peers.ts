@@ -35,8 +35,14 @@ export class TorchBatchNorm {
     this.#lines = createInterface({ input: this.#child.stdout as NodeJS.ReadableStream })[Symbol.asyncIterator]()
   }
 
-  async measure({ shape, memoryFormat }: Problem, iterations: number, threads: number): Promise<PeerAnswer> {
-    const request = { op: 'batchNorm', shape, memoryFormat, phase: 'forwardBackward', iterations, threads, fresh: true }
+  /** `fresh`: a new output for every call, as users call it; else into one that is reused. */
+  async measure(
+    { shape, memoryFormat }: Pick<Problem, 'shape' | 'memoryFormat'>,
+    iterations: number,
+    threads: number,
+    { fresh = true } = {},
+  ): Promise<PeerAnswer> {
+    const request = { op: 'batchNorm', shape, memoryFormat, phase: 'forwardBackward', iterations, threads, fresh }
     return (await this.#ask(request)) as unknown as PeerAnswer
   }
 

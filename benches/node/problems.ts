@@ -52,6 +52,23 @@ export function problems(quick: boolean): Problem[] {
   )
 }
 
+/** What the kernels are measured on by themselves: small and large, few and many channels, both layouts. */
+const KERNEL_SHAPES: readonly [readonly number[], MemoryFormat][] = [
+  [[8, 64, 56, 56], 'contiguous'],
+  [[32, 64, 112, 112], 'contiguous'],
+  [[8, 256, 28, 28], 'channelsLast'],
+  [[32, 64, 112, 112], 'channelsLast'],
+  [[4, 2048, 7, 7], 'contiguous'],
+  [[64, 512], 'contiguous'],
+  [[2, 32, 64, 64, 64], 'contiguous'],
+]
+
+/** The kernels' problems, or the small ones. */
+export function kernelProblems(quick: boolean): Problem[] {
+  const all = KERNEL_SHAPES.map(([shape, memoryFormat]) => ({ network: 'kernels', shape, memoryFormat }))
+  return quick ? all.filter(({ shape }) => bytesOf(shape) < 2 ** 23) : all
+}
+
 /** Bytes of a float32 tensor. */
 export function bytesOf(shape: readonly number[]): number {
   return 4 * shape.reduce((product, size) => product * size, 1)

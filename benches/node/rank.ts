@@ -26,6 +26,7 @@ export type Path = 'batchNorm' | 'module' | 'functional'
 
 export type Request =
   | { kind: 'layer'; path: Path; shape: readonly number[]; memoryFormat: MemoryFormat; iterations: number }
+  | { kind: 'kernels'; shape: readonly number[]; memoryFormat: MemoryFormat; iterations: number }
   | { kind: 'gatherStats'; channels: number; iterations: number }
   | { kind: 'allGather'; bytes: number; iterations: number }
   | { kind: 'copy'; bytes: number; iterations: number }
@@ -131,6 +132,12 @@ function measureAllGather(bytes: number, iterations: number): Answer {
   return { first: native.timeAllGather(nativeGroup(group), bytes, iterations), second: [] }
 }
 
+/** Both phases of batch norm on reused memory, without the JavaScript around them. */
+function measureKernels(shape: readonly number[], memoryFormat: MemoryFormat, iterations: number): Answer {
+  const { forward, backward } = native.timeBatchNorm([...shape], memoryFormat, iterations)
+  return { first: forward, second: backward }
+}
+
 /** Memory to memory, as the processor's own copy does it. */
 function copyStep(bytes: number): Step {
   const from = new Uint8Array(bytes).fill(1)
@@ -150,6 +157,8 @@ function answer(request: Exclude<Request, { kind: 'end' }>): Answer {
       const step = path === 'functional' ? functionalStep(shape, memoryFormat) : moduleStep(path, shape, memoryFormat)
       return measure(step, iterations, WARMUP)
     }
+    case 'kernels':
+      return measureKernels(request.shape, request.memoryFormat, request.iterations)
     case 'gatherStats':
       return measureGatherStats(request.channels, request.iterations)
     case 'allGather':

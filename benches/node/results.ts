@@ -15,6 +15,20 @@ export interface LayerResult {
   gigabytesPerSecond: number
 }
 
+/** How long the kernels take without JavaScript, in two phases, and PyTorch's, both on reused memory. */
+export interface KernelResult {
+  network: string
+  shape: readonly number[]
+  memoryFormat: string
+  ours: Times
+  torch?: Times
+}
+
+export interface Times {
+  forwardMs: number
+  backwardMs: number
+}
+
 /** How long an exchange of statistics takes: natively, called from JavaScript, or by a peer. */
 export interface ExchangeResult {
   what: string
@@ -28,6 +42,7 @@ export interface Results {
   machine: { processor: string; cores: number; node: string; copyGigabytesPerSecond: number; torch?: unknown }
   quick: boolean
   layers: LayerResult[]
+  kernels: KernelResult[]
   exchanges: ExchangeResult[]
 }
 
@@ -49,7 +64,7 @@ export function label({ path, ranks }: Pick<LayerResult, 'path' | 'ranks'>): str
 }
 
 /** All results as text. */
-export function report({ machine, layers, exchanges }: Results): string {
+export function report({ machine, layers, kernels, exchanges }: Results): string {
   const { processor, cores, node, copyGigabytesPerSecond } = machine
   return [
     `${processor}, ${cores} cores, Node ${node}; memory copy ${copyGigabytesPerSecond.toFixed(1)} GB/s (read + write)`,
@@ -59,6 +74,9 @@ export function report({ machine, layers, exchanges }: Results): string {
       ...layerTable(rows, copyGigabytesPerSecond),
       '',
     ]),
+    'Kernels in two phases, on reused memory, without JavaScript',
+    ...kernelTable(kernels),
+    '',
     'Exchange of statistics',
     ...exchangeTable(exchanges),
   ].join('\n')
@@ -89,6 +107,21 @@ function layerTable(rows: readonly LayerResult[], copy: number): string[] {
       `${((100 * row.gigabytesPerSecond) / copy).toFixed(0)} %`,
       ratio(total(row), reference && total(reference)),
       ...(torch ? [ratio(total(row), total(torch))] : []),
+    ]),
+  ])
+}
+
+function kernelTable(kernels: readonly KernelResult[]): string[] {
+  const peer = ['PyTorch forward', 'backward', 'PyTorch ÷ ours, forward', 'both']
+  const head = ['', 'forward ms', 'backward ms', ...(kernels[0]?.torch ? peer : [])]
+  const times = ({ forwardMs, backwardMs }: Times): string[] => [forwardMs.toFixed(3), backwardMs.toFixed(3)]
+  const both = ({ forwardMs, backwardMs }: Times): number => forwardMs + backwardMs
+  return table([
+    head,
+    ...kernels.map(({ shape, memoryFormat, ours, torch }) => [
+      `(${shape.join(', ')}) ${memoryFormat}`,
+      ...times(ours),
+      ...(torch ? [...times(torch), ratio(torch.forwardMs, ours.forwardMs), ratio(both(torch), both(ours))] : []),
     ]),
   ])
 }

@@ -18,3 +18,4 @@ mod process_group;
 mod reducer;
 mod split;
 mod tensor;
+mod timing;

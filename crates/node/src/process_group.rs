@@ -162,15 +162,6 @@ pub fn local_rank() -> Result<u32> {
     Ok(rank.unwrap_or(0) as u32)
 }
 
-/// Milliseconds of each of `iterations` exchanges of `bytes` per rank, back to back: what a collective costs without
-/// the JavaScript around it. For benchmarks.
-#[napi(catch_unwind)]
-pub fn time_all_gather(group: &BindingGroup, bytes: f64, iterations: f64) -> Result<Vec<f64>> {
-    const OP: &str = "timeAllGather";
-    let (bytes, iterations) = (count(OP, "bytes", bytes)?, count(OP, "iterations", iterations)?);
-    checked(process_group::time_all_gather(&group.0, bytes, iterations))
-}
-
 /// A collective under way. Opaque to JavaScript.
 #[napi]
 pub struct BindingWork(Work);

@@ -15,6 +15,7 @@ pub mod random;
 pub mod reducer;
 pub mod storage;
 pub mod tensor;
+pub mod timing;
 pub mod work;
 
 pub use process_group::ProcessGroup;

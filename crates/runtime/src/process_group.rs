@@ -7,7 +7,7 @@ use crate::tensor::Tensor;
 use crate::work::Work;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use syncbn_comm::{CancelToken, Environment, Group, InitOptions, World};
 use syncbn_core::{Code, Collective, DType, Error, ReduceOp, Result};
 
@@ -221,19 +221,6 @@ pub fn all_gather(group: &ProcessGroup, outputs: &[Tensor], input: &Tensor) -> R
 #[cold]
 fn not_contiguous() -> Error {
     Error::expected(Code::Argument, "all_gather", "contiguous outputs", "a channels-last output")
-}
-
-/// Milliseconds of each of `iterations` all_gathers of `bytes` per rank, back to back.
-pub fn time_all_gather(group: &ProcessGroup, bytes: usize, iterations: usize) -> Result<Vec<f64>> {
-    group.expect_member("all_gather")?;
-    let mut slots = vec![0; bytes * group.size()];
-    group.run(|group| {
-        let mut time = || {
-            let start = Instant::now();
-            group.all_gather(&mut slots).map(|()| start.elapsed().as_secs_f64() * 1e3)
-        };
-        (0..iterations).map(|_| time()).collect()
-    })
 }
 
 /// Replaces `data` by that of global rank `src`.
