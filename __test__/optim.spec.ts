@@ -1,32 +1,21 @@
-/** Optimizers against PyTorch; state dicts; a whole training run. */
+/** Optimizers against PyTorch; state dicts. */
 import test from 'ava'
 import {
-  AdaptiveAvgPool2d,
   AdamW,
   ArgumentError,
-  BatchNorm2d,
-  Conv2d,
-  CrossEntropyLoss,
-  Flatten,
-  Linear,
-  MaxPool2d,
-  ReLU,
   SGD,
-  Sequential,
-  loadSafetensors,
   memory,
   noGrad,
   ones,
   parameter,
   tensor,
   zeros,
-  type Module,
   type Optimizer,
   type Tensor,
 } from 'syncbn'
 
 import { assertClose, ROUNDING, scaleOf, toNumbers } from './helpers/closeness.ts'
-import { fixturePath, loadCases } from './helpers/fixtures.ts'
+import { loadCases } from './helpers/fixtures.ts'
 
 interface Config {
   optimizer: 'SGD' | 'AdamW'
@@ -161,43 +150,4 @@ test.serial('steps do not leave tensors behind', (t) => {
   const before = memory().cpu!.tensors
   for (let i = 0; i < 20; i++) (noGrad(() => undefined), step())
   t.true(memory().cpu!.tensors <= before + 20, 'only the forgotten products may wait for the collector')
-})
-
-function buildNet(): Module {
-  return new Sequential(
-    new Conv2d(1, 8, 3, { padding: 1, bias: false }),
-    new BatchNorm2d(8),
-    new ReLU(),
-    new MaxPool2d(2),
-    new Conv2d(8, 16, 3, { padding: 1, bias: false }),
-    new BatchNorm2d(16),
-    new ReLU(),
-    new AdaptiveAvgPool2d(1),
-    new Flatten(),
-    new Linear(16, 10),
-  )
-}
-
-test('training continues from a checkpoint of PyTorch as PyTorch does', async (t) => {
-  const [run] = await loadCases<Config & { start: string; end: string }>('checkpoint-training')
-  const net = buildNet()
-  net.loadStateDict(await loadSafetensors(fixturePath(run!.config.start)))
-  const evaluate = () => noGrad(() => net.eval().call(run!.get('evalInput')))
-  assertClose(t, evaluate(), run!.get('logitsBeforeFloat64'), 2e-5, 'logits before')
-  const optimizer = new SGD(net.parameters(), run!.config.options)
-  const criterion = new CrossEntropyLoss()
-  net.train()
-  const losses: number[] = []
-  for (let step = 0; step < run!.config.steps; step++) {
-    optimizer.zeroGrad()
-    const loss = criterion.call(net.call(run!.get(`images.${step}`)), run!.get(`labels.${step}`))
-    loss.backward()
-    optimizer.step()
-    losses.push(loss.item())
-  }
-  assertClose(t, tensor(losses), run!.get('lossesFloat64'), 2e-5, 'losses')
-  assertClose(t, evaluate(), run!.get('logitsAfterFloat64'), 1e-4, 'logits after')
-  for (const [key, expected] of await loadSafetensors(fixturePath(run!.config.end))) {
-    assertClose(t, net.stateDict().get(key) ?? null, expected, 2e-5 * Math.max(1, scaleOf(expected)), key)
-  }
 })

@@ -143,14 +143,14 @@ unsafe fn add_batch<V: Vector, const GRAD: bool>(at: Rows<V::Storage>, batch: Ba
 #[inline(always)]
 unsafe fn add_block<V: Vector, const GRAD: bool>(
     at: Rows<V::Storage>,
-    todo: &mut Peekable<impl Iterator<Item = Batch>>,
+    remaining: &mut Peekable<impl Iterator<Item = Batch>>,
     wanted: usize,
     scratch: &mut Scratch<V::Real>,
 ) -> usize {
     let mut rows = 0;
     scratch.clear();
     while rows < wanted
-        && let Some(batch) = todo.next()
+        && let Some(batch) = remaining.next()
     {
         // SAFETY: the caller's promise.
         unsafe { add_batch::<V, GRAD>(at, batch, scratch) };
@@ -182,10 +182,10 @@ pub(super) unsafe fn moments<V: Vector>(
     let mut scratch = Scratch::<V::Real>::new(unit.channels.len());
     // SAFETY: the first rows lie in the tensor.
     let mut known = unsafe { set_first_pivot::<V>(at, rows, &mut scratch) };
-    let (mut count, mut todo) = (0, batches(rows).peekable());
-    while todo.peek().is_some() {
+    let (mut count, mut remaining) = (0, batches(rows).peekable());
+    while remaining.peek().is_some() {
         // SAFETY: batches lie in the unit; the rest is the caller's promise.
-        let n = unsafe { add_block::<V, false>(at, &mut todo, BLOCK_ROWS.min(GROWTH * known), &mut scratch) };
+        let n = unsafe { add_block::<V, false>(at, &mut remaining, BLOCK_ROWS.min(GROWTH * known), &mut scratch) };
         merge_block(&mut scratch, (count as f64, n as f64), mean, m2);
         count += n;
         known = count;
@@ -248,10 +248,10 @@ pub(super) unsafe fn grad_sums<V: Vector>(
     let at = unsafe { Rows { x: x.add(offset), dy: dy.add(offset), stride: plan.channels } };
     let mut scratch = Scratch::<V::Real>::new(unit.channels.len());
     scratch.pivot[..pivot.len()].copy_from_slice(pivot);
-    let mut todo = batches(unit.values.len()).peekable();
-    while todo.peek().is_some() {
+    let mut remaining = batches(unit.values.len()).peekable();
+    while remaining.peek().is_some() {
         // SAFETY: batches lie in the unit; the rest is the caller's promise.
-        unsafe { add_block::<V, true>(at, &mut todo, BLOCK_ROWS, &mut scratch) };
+        unsafe { add_block::<V, true>(at, &mut remaining, BLOCK_ROWS, &mut scratch) };
         let (s, q) = scratch.sums();
         sum_dy.iter_mut().zip(s).for_each(|(sum, s)| *sum += s.to_f64());
         sum_dy_xmu.iter_mut().zip(q).for_each(|(sum, q)| *sum += q.to_f64());
