@@ -42,9 +42,13 @@ export function channelArray(
   throw new DTypeError('ERR_DTYPE', `${what}: expected a Float32Array or Float64Array, got ${describe(data)}`)
 }
 
-/** A new array of `like`'s type for a result. Its memory is JavaScript's own and goes with it. */
+/**
+ * A new array of `like`'s type for a result. Its memory is JavaScript's own and goes with it; it is not cleared first,
+ * because every native function that takes it writes all of it or throws.
+ */
 export function newLike(like: Floats, length = like.length): Floats {
-  return like instanceof Float32Array ? new Float32Array(length) : new Float64Array(length)
+  const { buffer } = Buffer.allocUnsafeSlow(length * like.BYTES_PER_ELEMENT)
+  return like instanceof Float32Array ? new Float32Array(buffer) : new Float64Array(buffer)
 }
 
 /** A per-channel operand of a tensor input: a tensor, or a typed array that is copied in and, if written to, back. */

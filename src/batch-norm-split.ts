@@ -138,10 +138,7 @@ function backwardTensor(
 ): Tensor {
   return withChannelOperands({ weight: args.weight }, ({ weight }) => {
     const [gradient, values] = [nativeOf(gradOutput), nativeOf(input)]
-    const { sumDy, sumDyXmu } = sums
-    return wrap(
-      native.batchNormBackwardApply(gradient, values, stats, sumDy, sumDyXmu, weight.native, args.eps ?? 1e-5),
-    )
+    return wrap(native.batchNormBackwardApply(gradient, values, stats, sums, weight.native, args.eps ?? 1e-5))
   })
 }
 
@@ -149,14 +146,14 @@ function backwardArray(
   gradOutput: ArrayTensor,
   input: ArrayTensor,
   stats: ChannelStats,
-  { sumDy, sumDyXmu }: BackwardSums,
+  sums: BackwardSums,
   args: Arguments,
 ): ArrayTensor {
   const { gradient, values } = toArrays(gradOutput, input, 'batchNormBackwardApply')
   const weight = channelArray(args.weight, 'weight')
   const eps = args.eps ?? 1e-5
   const data = newLike(values.data)
-  native.batchNormBackwardApplyArray(gradient, values, stats, sumDy, sumDyXmu, weight, eps, data)
+  native.batchNormBackwardApplyArray(gradient, values, stats, sums, weight, eps, data)
   return { ...gradOutput, data }
 }
 

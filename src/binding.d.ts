@@ -61,9 +61,9 @@ export declare function batchNormApplyArray(input: BindingArray, stats: BindingS
 
 export declare function batchNormBackward(gradOutput: BindingTensor, input: BindingTensor, weight: BindingTensor | undefined | null, saved: BindingSaved, needs: BindingNeeds): BindingBatchNormGradients
 
-export declare function batchNormBackwardApply(gradOutput: BindingTensor, input: BindingTensor, stats: BindingStats, sumDy: Float64Array, sumDyXmu: Float64Array, weight: BindingTensor | undefined | null, eps: number): BindingTensor
+export declare function batchNormBackwardApply(gradOutput: BindingTensor, input: BindingTensor, stats: BindingStats, sums: BindingSums, weight: BindingTensor | undefined | null, eps: number): BindingTensor
 
-export declare function batchNormBackwardApplyArray(gradOutput: BindingArray, input: BindingArray, stats: BindingStats, sumDy: Float64Array, sumDyXmu: Float64Array, weight: Floats | undefined | null, eps: number, gradInput: Floats): void
+export declare function batchNormBackwardApplyArray(gradOutput: BindingArray, input: BindingArray, stats: BindingStats, sums: BindingSums, weight: Floats | undefined | null, eps: number, gradInput: Floats): void
 
 export declare function batchNormBackwardArray(gradOutput: BindingArray, input: BindingArray, weight: Floats | undefined | null, saved: BindingSaved, gradients: BindingGradientArrays): void
 

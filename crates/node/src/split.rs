@@ -179,8 +179,8 @@ pub fn batch_norm_backward_reduce_array<'env>(
     to_sums(env, array::backward_reduce(grad_output.slice(), input.slice(), shape, &stats.get()?, eps))
 }
 
-fn sums_of(sum_dy: &[f64], sum_dy_xmu: &[f64]) -> BackwardSums {
-    BackwardSums { sum_dy: sum_dy.to_vec(), sum_dy_xmu: sum_dy_xmu.to_vec() }
+fn sums_of(sums: &BindingSums<'_>) -> BackwardSums {
+    BackwardSums { sum_dy: sums.sum_dy.to_vec(), sum_dy_xmu: sums.sum_dy_xmu.to_vec() }
 }
 
 #[napi(catch_unwind)]
@@ -188,8 +188,7 @@ pub fn batch_norm_backward_apply(
     grad_output: &BindingTensor,
     input: &BindingTensor,
     stats: BindingStats<'_>,
-    sum_dy: Float64ArraySlice<'_>,
-    sum_dy_xmu: Float64ArraySlice<'_>,
+    sums: BindingSums<'_>,
     weight: Option<&BindingTensor>,
     eps: f64,
 ) -> Result<BindingTensor> {
@@ -207,7 +206,7 @@ pub fn batch_norm_backward_apply(
             weight: weight.as_ref().map(|guard| guard.slice()),
             grad_input: output.slice(),
         };
-        checked(array::backward_apply(arrays, shape, &stats.get()?, &sums_of(&sum_dy, &sum_dy_xmu), eps))?;
+        checked(array::backward_apply(arrays, shape, &stats.get()?, &sums_of(&sums), eps))?;
     }
     Ok(result.into())
 }
@@ -217,8 +216,7 @@ pub fn batch_norm_backward_apply_array(
     grad_output: BindingArray,
     input: BindingArray,
     stats: BindingStats<'_>,
-    sum_dy: Float64ArraySlice<'_>,
-    sum_dy_xmu: Float64ArraySlice<'_>,
+    sums: BindingSums<'_>,
     weight: Option<Floats<'_>>,
     eps: f64,
     grad_input: Floats<'_>,
@@ -231,5 +229,5 @@ pub fn batch_norm_backward_apply_array(
     expect_output(OP, &grad_input, x, x.len(), &read)?;
     let arrays =
         BackwardArrays { grad_output: grad_output.slice(), input: x, weight, grad_input: floats_mut(&mut grad_input) };
-    checked(array::backward_apply(arrays, shape, &stats.get()?, &sums_of(&sum_dy, &sum_dy_xmu), eps))
+    checked(array::backward_apply(arrays, shape, &stats.get()?, &sums_of(&sums), eps))
 }
