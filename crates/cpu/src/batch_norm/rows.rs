@@ -11,6 +11,8 @@ use std::iter::Peekable;
 
 /// Rows summed about one pivot, at most.
 const BLOCK_ROWS: usize = 256;
+/// Vectors of channels whose coefficients are held at once.
+const APPLY_TILE: usize = 4;
 /// Rows a block may have for each row its pivot is the mean of: see [`super::moments::Moments::add`].
 const GROWTH: usize = 4;
 
@@ -271,23 +273,59 @@ pub(super) unsafe fn apply<V: Vector, const GRAD: bool>(
     out: *mut V::Storage,
     coefficients: &SharedCoefficients<'_, V::Real>,
 ) {
-    let (width, offset) = (unit.channels.len(), unit.values.start * plan.channels);
+    let (width, offset) = (unit.channels.len(), unit.values.start * plan.channels + unit.channels.start);
+    // SAFETY: the unit lies in the tensors.
+    let (x, dy, out) = unsafe { (x.add(offset), dy.wrapping_add(offset), out.add(offset)) };
+    let at = Rows { x, dy, stride: plan.channels };
     for batch in batches(unit.values.len()) {
-        for c in (0..width).step_by(V::LANES) {
-            let (channel, k) = (unit.channels.start + c, width - c);
-            let (first, stride) = coefficients.at(channel);
-            // SAFETY: rows lie in the tensors, coefficient rows are padded; the rest is the caller's promise.
-            unsafe {
-                let [m, a, b, constant] = [0, 1, 2, 3].map(|row| V::load_real(first.add(row * stride)));
-                for stream in 0..batch.streams {
-                    for row in 0..batch.rows {
-                        let row = batch.first + stream * batch.apart + row;
-                        let at = offset + row * plan.channels + channel;
-                        prefetch(out.add(at).cast_const());
-                        let v = V::load(x.add(at), k, m).add(m).mul_add(b, constant);
-                        let v = if GRAD { V::load(dy.add(at), k, m).mul_add(a, v) } else { v };
-                        v.store(out.add(at), k);
-                    }
+        let mut c = 0;
+        // SAFETY: tiles cover the unit's channels, the last one with the lanes that are left; coefficient rows are
+        // padded; the rest is the caller's promise.
+        unsafe {
+            while c + APPLY_TILE * V::LANES <= width {
+                let coefficients = coefficients.at(unit.channels.start + c);
+                apply_tile::<V, GRAD, APPLY_TILE>(at, out, batch, (c, V::LANES), coefficients);
+                c += APPLY_TILE * V::LANES;
+            }
+            while c < width {
+                let coefficients = coefficients.at(unit.channels.start + c);
+                apply_tile::<V, GRAD, 1>(at, out, batch, (c, width - c), coefficients);
+                c += V::LANES;
+            }
+        }
+    }
+}
+
+/// Writes a batch of rows for K vectors of channels from `channel` on, or for `k` channels. The coefficients are rows
+/// from a first element on, so many elements apart.
+///
+/// # Safety
+/// As for [`add_tile`], and for the output and the coefficients likewise.
+#[inline(always)]
+unsafe fn apply_tile<V: Vector, const GRAD: bool, const K: usize>(
+    at: Rows<V::Storage>,
+    out: *mut V::Storage,
+    batch: Batch,
+    (channel, k): (usize, usize),
+    (first, apart): (*const V::Real, usize),
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (x, dy, out) = (at.x.add(channel), at.dy.wrapping_add(channel), out.add(channel));
+        let zero = V::splat(V::Real::from_f64(0.0));
+        let (mut m, mut a, mut b, mut constant) = ([zero; K], [zero; K], [zero; K], [zero; K]);
+        for j in 0..K {
+            let load = |row: usize| V::load_real(first.add(row * apart + j * V::LANES));
+            (m[j], a[j], b[j], constant[j]) = (load(0), load(1), load(2), load(3));
+        }
+        for stream in 0..batch.streams {
+            for row in 0..batch.rows {
+                for j in 0..K {
+                    let offset = (batch.first + stream * batch.apart + row) * at.stride + j * V::LANES;
+                    prefetch(out.add(offset).cast_const());
+                    let v = V::load(x.add(offset), k, m[j]).add(m[j]).mul_add(b[j], constant[j]);
+                    let v = if GRAD { V::load(dy.add(offset), k, zero).mul_add(a[j], v) } else { v };
+                    v.store(out.add(offset), k);
                 }
             }
         }
