@@ -4,7 +4,9 @@ import { groupBy, label, problemName, type LayerResult, type Results } from './r
 const WIDTH = 760
 const LEFT = 250
 const RIGHT = 700
-const TOP = 84
+const TOP = 104
+/** Entries of the legend side by side: as many as fit with every system font. */
+const LEGEND_COLUMNS = 3
 const BAR = 11
 const GAP = 14
 const COLORS = ['s0', 's1', 's2', 's3', 's4']
@@ -72,11 +74,14 @@ function bar(row: LayerResult, color: number, y: number, x: (ratio: number) => n
 }
 
 function legend(labels: readonly string[]): string[] {
-  const width = (WIDTH - 40) / labels.length
-  return labels.flatMap((text, i) => [
-    `<rect class="${COLORS[i]}" x="${20 + i * width}" y="46" width="12" height="12"/>`,
-    `<text x="${38 + i * width}" y="56">${text}</text>`,
-  ])
+  const width = (WIDTH - 40) / LEGEND_COLUMNS
+  return labels.flatMap((text, i) => {
+    const [left, top] = [20 + (i % LEGEND_COLUMNS) * width, 46 + 20 * Math.floor(i / LEGEND_COLUMNS)]
+    return [
+      `<rect class="${COLORS[i]}" x="${left}" y="${top}" width="12" height="12"/>`,
+      `<text x="${left + 18}" y="${top + 10}">${text}</text>`,
+    ]
+  })
 }
 
 function grid(longest: number, x: (ratio: number) => number, bottom: number): string[] {
