@@ -156,21 +156,23 @@ function waysOf(problem: Problem): Way[] {
 /** The kernels by themselves and PyTorch's, in turn, both on reused memory. */
 async function measureKernels(problem: Problem): Promise<KernelResult> {
   const { shape, memoryFormat } = problem
-  const [ours, theirs]: [Answer, Answer] = [
-    { first: [], second: [] },
-    { first: [], second: [] },
-  ]
+  const empty = (): Answer => ({ first: [], second: [] })
+  const [ours, called, theirs] = [empty(), empty(), empty()]
+  const measure = async (into: Answer, way: { kind: 'kernels' } | { kind: 'layer'; path: Path }): Promise<void> => {
+    const answer = await (jobs[0] as Job).ask({ ...way, shape, memoryFormat, iterations })
+    into.first.push(...answer.first)
+    into.second.push(...answer.second)
+  }
   for (let round = 0; round < rounds; round += 1) {
-    const answer = await (jobs[0] as Job).ask({ kind: 'kernels', shape, memoryFormat, iterations })
-    ours.first.push(...answer.first)
-    ours.second.push(...answer.second)
+    await measure(ours, { kind: 'kernels' })
+    await measure(called, { kind: 'layer', path: 'module' })
     if (!torch) continue
     const peer = await torch.measure(problem, iterations, threadsPerRank(1), { fresh: false })
     theirs.first.push(peer.medianForwardMs)
     theirs.second.push(peer.medianBackwardMs)
   }
   const medians = ({ first, second }: Answer) => ({ forwardMs: median(first), backwardMs: median(second) })
-  return { ...problem, ours: medians(ours), ...(torch && { torch: medians(theirs) }) }
+  return { ...problem, ours: medians(ours), module: medians(called), ...(torch && { torch: medians(theirs) }) }
 }
 
 async function measureExchanges(): Promise<ExchangeResult[]> {

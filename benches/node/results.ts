@@ -21,6 +21,8 @@ export interface KernelResult {
   shape: readonly number[]
   memoryFormat: string
   ours: Times
+  /** The same by a module of one rank: with JavaScript, the tape, and an output from the pool. */
+  module: Times
   torch?: Times
 }
 
@@ -113,14 +115,15 @@ function layerTable(rows: readonly LayerResult[], copy: number): string[] {
 
 function kernelTable(kernels: readonly KernelResult[]): string[] {
   const peer = ['PyTorch forward', 'backward', 'PyTorch ÷ ours, forward', 'both']
-  const head = ['', 'forward ms', 'backward ms', ...(kernels[0]?.torch ? peer : [])]
+  const head = ['', 'forward ms', 'backward ms', 'as a module', 'backward', ...(kernels[0]?.torch ? peer : [])]
   const times = ({ forwardMs, backwardMs }: Times): string[] => [forwardMs.toFixed(3), backwardMs.toFixed(3)]
   const both = ({ forwardMs, backwardMs }: Times): number => forwardMs + backwardMs
   return table([
     head,
-    ...kernels.map(({ shape, memoryFormat, ours, torch }) => [
+    ...kernels.map(({ shape, memoryFormat, ours, module, torch }) => [
       `(${shape.join(', ')}) ${memoryFormat}`,
       ...times(ours),
+      ...times(module),
       ...(torch ? [...times(torch), ratio(torch.forwardMs, ours.forwardMs), ratio(both(torch), both(ours))] : []),
     ]),
   ])

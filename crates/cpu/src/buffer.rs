@@ -20,8 +20,47 @@ const KEPT_BYTES: usize = 1 << 30;
 /// Freed blocks by size class.
 #[derive(Default)]
 struct FreeBlocks {
-    by_size: HashMap<usize, Vec<Block>>,
+    by_size: HashMap<usize, FreeClass>,
     bytes: usize,
+    /// Counts uses, to tell which class was used last.
+    clock: u64,
+}
+
+/// Freed blocks of one size.
+#[derive(Default)]
+struct FreeClass {
+    blocks: Vec<Block>,
+    used: u64,
+}
+
+impl FreeBlocks {
+    /// The blocks of `capacity` bytes, which are in use from now on.
+    fn class(&mut self, capacity: usize) -> &mut FreeClass {
+        self.clock += 1;
+        let class = self.by_size.entry(capacity).or_default();
+        class.used = self.clock;
+        class
+    }
+
+    fn take(&mut self, capacity: usize) -> Option<Block> {
+        let block = self.class(capacity).blocks.pop()?;
+        self.bytes -= capacity;
+        Some(block)
+    }
+
+    /// Keeps `block`, and at most `limit` bytes in all: blocks of the sizes that were used least recently go.
+    fn keep(&mut self, block: Block, limit: usize) {
+        let capacity = block.capacity;
+        self.bytes += capacity;
+        self.class(capacity).blocks.push(block);
+        while self.bytes > limit {
+            let (&oldest, _) = self.by_size.iter().min_by_key(|(_, class)| class.used).expect("there is a block");
+            match self.by_size.get_mut(&oldest).and_then(|class| class.blocks.pop()) {
+                Some(_) => self.bytes -= oldest,
+                None => drop(self.by_size.remove(&oldest)),
+            }
+        }
+    }
 }
 
 static FREE: LazyLock<Mutex<FreeBlocks>> = LazyLock::new(Mutex::default);
@@ -68,14 +107,7 @@ fn size_class(bytes: usize) -> usize {
 
 fn take_block(bytes: usize) -> Result<Block> {
     let capacity = size_class(bytes);
-    let kept = {
-        let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
-        let block = free.by_size.get_mut(&capacity).and_then(Vec::pop);
-        if block.is_some() {
-            free.bytes -= capacity;
-        }
-        block
-    };
+    let kept = FREE.lock().unwrap_or_else(PoisonError::into_inner).take(capacity);
     kept.or_else(|| Block::new(capacity))
         .or_else(|| {
             release_kept();
@@ -94,11 +126,7 @@ fn take_block(bytes: usize) -> Result<Block> {
 }
 
 fn give_block(block: Block) {
-    let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
-    if free.bytes + block.capacity <= KEPT_BYTES {
-        free.bytes += block.capacity;
-        free.by_size.entry(block.capacity).or_default().push(block);
-    }
+    FREE.lock().unwrap_or_else(PoisonError::into_inner).keep(block, KEPT_BYTES);
 }
 
 /// Gives the freed memory kept for reuse back to the system.
@@ -310,6 +338,23 @@ mod tests {
             assert!(class >= bytes && class <= bytes.max(256) + bytes / 4 + 64, "{bytes} -> {class}");
             assert_eq!(size_class(class), class);
         }
+    }
+
+    #[test]
+    fn what_was_used_least_recently_makes_room() {
+        let (mut free, limit) = (FreeBlocks::default(), 4096);
+        let mut keep = |capacity: usize| {
+            free.keep(Block::new(capacity).unwrap(), limit);
+            let mut kept: Vec<_> = free.by_size.iter().map(|(&size, class)| (size, class.blocks.len())).collect();
+            kept.sort_unstable();
+            (kept.into_iter().filter(|&(_, blocks)| blocks > 0).collect::<Vec<_>>(), free.bytes)
+        };
+        assert_eq!(keep(2048), (vec![(2048, 1)], 2048));
+        assert_eq!(keep(1024), (vec![(1024, 1), (2048, 1)], 3072));
+        assert_eq!(keep(3072), (vec![(1024, 1), (3072, 1)], 4096));
+        assert_eq!(keep(1024), (vec![(1024, 2)], 2048));
+        assert_eq!(keep(8192), (vec![], 0));
+        assert!(free.take(1024).is_none());
     }
 
     #[test]
