@@ -69,6 +69,10 @@ codes! {
     Device = "ERR_DEVICE" => Device,
     /// The asked-for backend is not available on this machine or in this build.
     BackendUnavailable = "ERR_BACKEND_UNAVAILABLE" => Device,
+    /// A call of the CUDA driver failed.
+    Cuda = "ERR_CUDA" => Device,
+    /// Something that waits for the GPU, or moves data to or from the host, inside a capture.
+    Capture = "ERR_CAPTURE" => Device,
     /// An argument is out of range or inconsistent with another.
     Argument = "ERR_ARGUMENT" => Argument,
     /// A tensor or handle was used after it was disposed.
@@ -115,6 +119,8 @@ codes! {
     Aborted = "ERR_ABORTED" => Distributed,
     /// A socket or file of the process group failed.
     Io = "ERR_IO" => Distributed,
+    /// A call of NCCL failed.
+    Nccl = "ERR_NCCL" => Distributed,
     /// A deadline passed; the message names the ranks that are missing.
     Timeout = "ERR_TIMEOUT" => Timeout,
     /// A rank's process or connection ended.

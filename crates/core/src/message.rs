@@ -50,6 +50,35 @@ pub fn read_row(bytes: &[u8]) -> Vec<f64> {
     bytes.chunks_exact(8).map(|bytes| f64::from_le_bytes(bytes.try_into().expect("8 bytes"))).collect()
 }
 
+/// Reads a slot whose rows are of `rows`: float32 or float64.
+pub fn read_slot_of(slot: &[u8], rows: DType) -> (u64, Vec<f64>, Vec<f64>) {
+    let (head, body) = slot.split_at(COUNT_BYTES);
+    let (a, b) = body.split_at(body.len() / 2);
+    (u64::from_le_bytes(head.try_into().expect("8 bytes")), read_row_of(a, rows), read_row_of(b, rows))
+}
+
+/// Reads numbers of type `row`: float32 or float64.
+pub fn read_row_of(bytes: &[u8], row: DType) -> Vec<f64> {
+    if row == DType::F64 {
+        return read_row(bytes);
+    }
+    let read = |bytes: &[u8]| f64::from(f32::from_le_bytes(bytes.try_into().expect("4 bytes")));
+    bytes.chunks_exact(4).map(read).collect()
+}
+
+/// Bytes of a slot whose rows are rounded to `rows`: float32 or float64.
+pub fn slot_of(count: u64, first: &[f64], second: &[f64], rows: DType) -> Vec<u8> {
+    [&count.to_le_bytes()[..], &row_of(first, rows), &row_of(second, rows)].concat()
+}
+
+/// Bytes of numbers rounded to `row`: float32 or float64.
+pub fn row_of(values: &[f64], row: DType) -> Vec<u8> {
+    if row == DType::F64 {
+        return values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    }
+    values.iter().flat_map(|&value| (value as f32).to_le_bytes()).collect()
+}
+
 /// Merges the slots of a float64 forward buffer in rank order.
 pub fn merge_slots(messages: &[u8], channels: usize) -> ChannelStats {
     let mut merged = ChannelStats::empty(channels);
@@ -72,6 +101,13 @@ mod tests {
         write_slot(&mut messages[..size], u64::MAX / 2, &[1.5, -0.0], &[f64::MIN_POSITIVE, 3.0]);
         let (count, first, second) = read_slot(&messages[..size]);
         assert_eq!((count, first, second), (u64::MAX / 2, vec![1.5, -0.0], vec![f64::MIN_POSITIVE, 3.0]));
+
+        let rows = (vec![1.5, -0.25], vec![3.0, 0.1]);
+        for (dtype, second) in [(DType::F64, 0.1), (DType::F32, f64::from(0.1f32))] {
+            let slot = slot_of(7, &rows.0, &rows.1, dtype);
+            assert_eq!(slot.len(), slot_bytes(2, dtype));
+            assert_eq!(read_slot_of(&slot, dtype), (7, rows.0.clone(), vec![3.0, second]));
+        }
 
         write_slot(&mut messages[..size], 2, &[1.0, 0.0], &[2.0, 0.0]);
         write_slot(&mut messages[size..2 * size], 0, &[9.0, 9.0], &[9.0, 9.0]);
