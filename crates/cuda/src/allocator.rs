@@ -1,0 +1,267 @@
+//! Which device memory is in use, and what is kept for the next use.
+//!
+//! All tensors of a device are used on its compute stream, or on streams joined to it by events, so a freed block can
+//! be handed out again at once: the next user's work is enqueued after the last one's. Taking memory from the driver
+//! and giving it back would wait for the device each time.
+//!
+//! A recorded graph goes on using every block that was allocated or freed while it was recorded, each time it is
+//! replayed. These blocks belong to the graph until it is dropped.
+
+use crate::error::describe;
+use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::sys::{self, CUresult};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
+use syncbn_core::{Code, DType, Error, Result};
+
+/// Every block starts at a multiple of this, as the driver's own memory does.
+const ALIGNMENT: usize = 512;
+/// Live tensors an out-of-memory error names.
+const NAMED: usize = 5;
+
+static KEEP_FREED: AtomicBool = AtomicBool::new(true);
+
+/// Whether freed memory is kept for the next tensor (the default). Without it every tensor is an allocation of its own
+/// and of its exact size, so that compute-sanitizer sees an access past its end; and every free waits for the device.
+pub fn set_keep_freed(keep: bool) {
+    KEEP_FREED.store(keep, Ordering::Relaxed);
+}
+
+/// Memory of one device, or of all of it that is in no live tensor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryStats {
+    /// Buffers alive.
+    pub buffers: usize,
+    /// Their bytes.
+    pub allocated_bytes: usize,
+    /// Bytes taken from the driver, kept ones included.
+    pub reserved_bytes: usize,
+    /// The most `allocated_bytes` has been.
+    pub peak_bytes: usize,
+}
+
+/// Gives the freed memory of every open device back to the driver.
+pub fn release_kept() -> Result<()> {
+    crate::device::open_devices().iter().try_for_each(crate::Cuda::release_kept)
+}
+
+/// A piece of device memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Block {
+    pub(crate) pointer: u64,
+    capacity: usize,
+}
+
+/// What is known of a live block.
+struct Live {
+    bytes: usize,
+    dtype: DType,
+    shape: Box<[usize]>,
+}
+
+/// Freed blocks by capacity.
+#[derive(Default)]
+struct Free(BTreeMap<usize, Vec<u64>>);
+
+impl Free {
+    fn take(&mut self, capacity: usize) -> Option<Block> {
+        let pointer = self.0.get_mut(&capacity)?.pop()?;
+        Some(Block { pointer, capacity })
+    }
+
+    fn put(&mut self, block: Block) {
+        self.0.entry(block.capacity).or_default().push(block.pointer);
+    }
+
+    fn drain(&mut self) -> impl Iterator<Item = Block> {
+        std::mem::take(&mut self.0)
+            .into_iter()
+            .flat_map(|(capacity, pointers)| pointers.into_iter().map(move |pointer| Block { pointer, capacity }))
+    }
+}
+
+/// The blocks of one graph.
+#[derive(Default)]
+struct GraphBlocks {
+    /// Freed while recording, for the next tensor of the same recording.
+    free: Free,
+    /// Not to be used again before the graph is dropped.
+    kept: Vec<Block>,
+}
+
+/// The memory of one device. The caller has made its context current.
+#[derive(Default)]
+pub(crate) struct Allocator {
+    free: Free,
+    live: HashMap<u64, Live>,
+    graphs: HashMap<u64, GraphBlocks>,
+    /// Which graph a block belongs to, live or not.
+    owners: HashMap<u64, u64>,
+    recording: Option<u64>,
+    stats: MemoryStats,
+}
+
+/// Sizes are rounded up to eight classes for each power of two, so that at most an eighth is unused.
+fn size_class(bytes: usize) -> Option<usize> {
+    let bytes = bytes.max(1);
+    if !KEEP_FREED.load(Ordering::Relaxed) {
+        return Some(bytes);
+    }
+    let step = (bytes.checked_next_power_of_two()? / 16).max(ALIGNMENT);
+    bytes.checked_next_multiple_of(step)
+}
+
+impl Allocator {
+    pub(crate) fn stats(&self) -> MemoryStats {
+        MemoryStats { buffers: self.live.len(), ..self.stats }
+    }
+
+    /// Memory for `bytes` bytes. `wait` waits for the device, before memory goes back to the driver.
+    pub(crate) fn allocate(
+        &mut self,
+        device: &str,
+        bytes: usize,
+        dtype: DType,
+        shape: &[usize],
+        wait: impl Fn() -> Result<()>,
+    ) -> Result<Block> {
+        let block = match size_class(bytes) {
+            Some(capacity) => match self.take_free(capacity) {
+                Some(block) => block,
+                None => self.reserve(device, capacity, wait)?,
+            },
+            None => return Err(self.out_of_memory(device, bytes, "more than any memory holds")),
+        };
+        if let Some(graph) = self.recording {
+            self.owners.insert(block.pointer, graph);
+        }
+        self.live.insert(block.pointer, Live { bytes, dtype, shape: shape.into() });
+        self.stats.allocated_bytes += bytes;
+        self.stats.peak_bytes = self.stats.peak_bytes.max(self.stats.allocated_bytes);
+        Ok(block)
+    }
+
+    fn take_free(&mut self, capacity: usize) -> Option<Block> {
+        let recording = self.recording.and_then(|graph| self.graphs.get_mut(&graph));
+        recording.and_then(|blocks| blocks.free.take(capacity)).or_else(|| self.free.take(capacity))
+    }
+
+    fn reserve(&mut self, device: &str, capacity: usize, wait: impl Fn() -> Result<()>) -> Result<Block> {
+        let mut got = take_from_driver(capacity);
+        if got.is_err() && self.recording.is_none() {
+            self.release_kept(wait)?;
+            got = take_from_driver(capacity);
+        }
+        let pointer = got.map_err(|error| match error.0 {
+            CUresult::CUDA_ERROR_OUT_OF_MEMORY => self.out_of_memory(device, capacity, "the device has no more"),
+            _ => Error::new(Code::Cuda, format!("cuMemAlloc: {}", describe(error))),
+        })?;
+        self.stats.reserved_bytes += capacity;
+        Ok(Block { pointer, capacity })
+    }
+
+    #[cold]
+    fn out_of_memory(&self, device: &str, bytes: usize, why: &str) -> Error {
+        let mut live: Vec<&Live> = self.live.values().collect();
+        live.sort_by_key(|live| std::cmp::Reverse(live.bytes));
+        let largest: Vec<String> = live
+            .iter()
+            .take(NAMED)
+            .map(|live| format!("{} {:?} of {} bytes", live.dtype, live.shape, live.bytes))
+            .collect();
+        let largest = if largest.is_empty() { "none".into() } else { largest.join(", ") };
+        Error::new(
+            Code::OutOfMemory,
+            format!(
+                "{device}: cannot allocate {bytes} bytes: {why}; {} bytes in {} live tensors, {} bytes reserved; the \
+                 largest live tensors: {largest}",
+                self.stats.allocated_bytes,
+                self.live.len(),
+                self.stats.reserved_bytes
+            ),
+        )
+    }
+
+    /// Takes a block back. `wait` waits for the device, where memory goes back to the driver.
+    pub(crate) fn release(&mut self, block: Block, wait: impl Fn() -> Result<()>) {
+        if let Some(live) = self.live.remove(&block.pointer) {
+            self.stats.allocated_bytes -= live.bytes;
+        }
+        let owner = self.owners.get(&block.pointer).copied();
+        if let Some(recording) = self.recording {
+            let blocks = self.graphs.entry(recording).or_default();
+            if owner == Some(recording) {
+                blocks.free.put(block);
+            } else if owner.is_none() {
+                // Recorded work reads what was in it before: it must find it there at every replay.
+                self.owners.insert(block.pointer, recording);
+                blocks.kept.push(block);
+            } else if let Some(blocks) = owner.and_then(|graph| self.graphs.get_mut(&graph)) {
+                blocks.kept.push(block);
+            }
+        } else if let Some(blocks) = owner.and_then(|graph| self.graphs.get_mut(&graph)) {
+            blocks.kept.push(block);
+        } else if KEEP_FREED.load(Ordering::Relaxed) || wait().is_err() {
+            // After a failed wait the device is lost, and so is its memory.
+            self.free.put(block);
+        } else {
+            self.give_to_driver(block);
+        }
+    }
+
+    fn give_to_driver(&mut self, block: Block) {
+        // SAFETY: the block came from cuMemAlloc, is not live, and the device has finished all work.
+        if unsafe { result::free_sync(block.pointer) }.is_ok() {
+            self.stats.reserved_bytes -= block.capacity;
+        }
+    }
+
+    /// Gives freed memory back to the driver.
+    pub(crate) fn release_kept(&mut self, wait: impl Fn() -> Result<()>) -> Result<()> {
+        wait()?;
+        let blocks: Vec<Block> = self.free.drain().collect();
+        blocks.into_iter().for_each(|block| self.give_to_driver(block));
+        Ok(())
+    }
+
+    /// From now on, blocks belong to graph `graph`.
+    pub(crate) fn start_recording(&mut self, graph: u64) {
+        self.graphs.insert(graph, GraphBlocks::default());
+        self.recording = Some(graph);
+    }
+
+    /// Blocks are the device's again; those of the graph stay with it.
+    pub(crate) fn stop_recording(&mut self) {
+        self.recording = None;
+    }
+
+    /// The graph will not be replayed again.
+    pub(crate) fn drop_graph(&mut self, graph: u64) {
+        self.owners.retain(|_, owner| *owner != graph);
+        if let Some(GraphBlocks { mut free, kept }) = self.graphs.remove(&graph) {
+            free.drain().chain(kept).for_each(|block| self.free.put(block));
+        }
+    }
+}
+
+/// cuMemAlloc, which a thread that is recording may only call after saying that it knows what it does: memory taken
+/// meanwhile is not part of the recording.
+fn take_from_driver(bytes: usize) -> Result<u64, DriverError> {
+    relaxed(|| {
+        // SAFETY: the caller has made the device's context current; the memory is freed by give_to_driver.
+        unsafe { result::malloc_sync(bytes) }
+    })
+}
+
+/// Runs `call`, which is no part of a recording, in a thread that may be recording.
+pub(crate) fn relaxed<T>(call: impl FnOnce() -> T) -> T {
+    let mut mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+    // SAFETY: the pointer is to a live mode, which the call exchanges for this thread's.
+    let exchanged = unsafe { sys::cuThreadExchangeStreamCaptureMode(&mut mode) } == CUresult::CUDA_SUCCESS;
+    let outcome = call();
+    if exchanged {
+        // SAFETY: as above; puts the thread's own mode back. It cannot fail where the first exchange did not.
+        let _ = unsafe { sys::cuThreadExchangeStreamCaptureMode(&mut mode) };
+    }
+    outcome
+}

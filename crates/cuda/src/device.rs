@@ -1,0 +1,313 @@
+//! One GPU: its context, its compute stream and its memory.
+
+use crate::allocator::{Allocator, Block, MemoryStats};
+use crate::buffer::CudaBuffer;
+use crate::counts::{AtomicCounts, Counts};
+use crate::cublas::Cublas;
+use crate::driver::{device_count, require};
+use crate::error::check;
+use crate::module::Modules;
+use crate::pinned::PinnedBuffer;
+use crate::slice::{CudaSlice, CudaSliceMut};
+use crate::stream::{Event, Stream};
+use cudarc::driver::{result, sys};
+use std::fmt;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use syncbn_core::{Code, DType, Device, Error, Result};
+
+/// Device-side counters made at first; more are made when a layer has more channels.
+const FIRST_COUNTERS: usize = 1 << 14;
+
+/// What a GPU is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceInfo {
+    /// Its index in this process.
+    pub ordinal: usize,
+    /// Its product name.
+    pub name: String,
+    /// The same for every process that uses the same GPU.
+    pub uuid: [u8; 16],
+    /// (major, minor).
+    pub compute_capability: (i32, i32),
+    /// Streaming multiprocessors.
+    pub multiprocessors: i32,
+    /// Its memory in bytes.
+    pub total_memory: usize,
+}
+
+pub(crate) struct Inner {
+    info: DeviceInfo,
+    context: sys::CUcontext,
+    pub(crate) stream: Stream,
+    allocator: Mutex<Allocator>,
+    pub(crate) modules: Modules,
+    pub(crate) counts: AtomicCounts,
+    pub(crate) cublas: OnceLock<Option<Cublas>>,
+    /// Address and number of the counters kernels use to find their last block.
+    counters: Mutex<(u64, usize)>,
+    /// Address of the status word.
+    pub(crate) status: OnceLock<u64>,
+    /// Words the status was copied to, for the next time.
+    pub(crate) status_copies: Mutex<Vec<PinnedBuffer>>,
+    /// Why results on this device cannot be trusted any more, by the one who said so.
+    pub(crate) faults: Mutex<Vec<(u64, Error)>>,
+    /// The graph being recorded; 0 for none.
+    pub(crate) recording: AtomicU64,
+}
+
+// SAFETY: the context is a handle the driver allows on every thread; everything else is Send and Sync by itself.
+unsafe impl Send for Inner {}
+// SAFETY: as above.
+unsafe impl Sync for Inner {}
+
+/// A GPU. Clones are the same device; a process opens each once and keeps it open.
+#[derive(Clone)]
+pub struct Cuda(pub(crate) Arc<Inner>);
+
+impl fmt::Debug for Cuda {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Cuda({})", self.ordinal())
+    }
+}
+
+impl fmt::Display for Cuda {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cuda:{}", self.ordinal())
+    }
+}
+
+impl PartialEq for Cuda {
+    fn eq(&self, other: &Self) -> bool {
+        self.ordinal() == other.ordinal()
+    }
+}
+
+impl Device for Cuda {
+    type In<'a> = CudaSlice<'a>;
+    type Out<'a> = CudaSliceMut<'a>;
+    type Buffer = CudaBuffer;
+}
+
+static DEVICES: Mutex<Vec<Cuda>> = Mutex::new(Vec::new());
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The devices this process has opened.
+pub(crate) fn open_devices() -> Vec<Cuda> {
+    lock(&DEVICES).clone()
+}
+
+impl Cuda {
+    /// The device of index `ordinal`, opened by the first call.
+    ///
+    /// # Errors
+    /// [`Code::BackendUnavailable`] as [`require`]; [`Code::Device`] for an index out of range.
+    pub fn new(ordinal: usize) -> Result<Self> {
+        require()?;
+        let mut devices = lock(&DEVICES);
+        if let Some(device) = devices.iter().find(|device| device.ordinal() == ordinal) {
+            return Ok(device.clone());
+        }
+        let count = device_count()?;
+        if ordinal >= count {
+            let (expected, got) = (format!("a device index below {count}"), format!("cuda:{ordinal}"));
+            return Err(Error::expected(Code::Device, "cuda", expected, got));
+        }
+        let device = Self::open(ordinal)?;
+        devices.push(device.clone());
+        Ok(device)
+    }
+
+    fn open(ordinal: usize) -> Result<Self> {
+        let handle = device_handle(ordinal)?;
+        let info = read_info(ordinal, handle)?;
+        // SAFETY: the handle is a device's; the context is retained for the life of the process.
+        let context = check("cuDevicePrimaryCtxRetain", unsafe { result::primary_ctx::retain(handle) })?;
+        // SAFETY: the context was just retained.
+        check("cuCtxSetCurrent", unsafe { result::ctx::set_current(context) })?;
+        Ok(Self(Arc::new(Inner {
+            info,
+            context,
+            stream: Stream::new()?,
+            allocator: Mutex::default(),
+            modules: Modules::default(),
+            counts: AtomicCounts::default(),
+            cublas: OnceLock::new(),
+            counters: Mutex::default(),
+            status: OnceLock::new(),
+            status_copies: Mutex::default(),
+            faults: Mutex::default(),
+            recording: AtomicU64::new(0),
+        })))
+    }
+
+    /// Its index in this process.
+    pub fn ordinal(&self) -> usize {
+        self.0.info.ordinal
+    }
+
+    /// What it is.
+    pub fn info(&self) -> &DeviceInfo {
+        &self.0.info
+    }
+
+    /// Its compute stream: everything that is not a collective runs there.
+    pub fn stream(&self) -> &Stream {
+        &self.0.stream
+    }
+
+    /// What it was asked to do so far.
+    pub fn counts(&self) -> Counts {
+        self.0.counts.read()
+    }
+
+    pub(crate) fn context(&self) -> sys::CUcontext {
+        self.0.context
+    }
+
+    /// Makes the device's context this thread's.
+    pub fn bind(&self) -> Result<()> {
+        let current = check("cuCtxGetCurrent", result::ctx::get_current())?;
+        if current == Some(self.0.context) {
+            return Ok(());
+        }
+        // SAFETY: the primary context stays retained for the life of the process.
+        check("cuCtxSetCurrent", unsafe { result::ctx::set_current(self.0.context) })
+    }
+
+    /// A stream for communication, of high priority.
+    pub fn new_stream(&self) -> Result<Stream> {
+        self.bind()?;
+        Stream::new_urgent()
+    }
+
+    /// An event; `timing` for [`Event::milliseconds_to`].
+    pub fn new_event(&self, timing: bool) -> Result<Event> {
+        Event::new(self, timing)
+    }
+
+    /// An event recorded on `stream` now.
+    pub fn record(&self, stream: &Stream) -> Result<Event> {
+        let event = self.new_event(false)?;
+        event.record(stream)?;
+        Ok(event)
+    }
+
+    /// `after` waits for what is enqueued on `before` so far.
+    pub fn order(&self, before: &Stream, after: &Stream) -> Result<()> {
+        after.wait(&self.record(before)?)
+    }
+
+    /// Uninitialised memory of `bytes` bytes: for messages, statistics and scratch.
+    pub fn buffer(&self, bytes: usize) -> Result<CudaBuffer> {
+        // What the bytes are is not known here; half-precision numbers are named for nobody.
+        CudaBuffer::for_tensor(self, DType::I32, &[bytes.div_ceil(4)])
+    }
+
+    /// Uninitialised memory for a tensor.
+    pub fn tensor_buffer(&self, dtype: DType, shape: &[usize]) -> Result<CudaBuffer> {
+        CudaBuffer::for_tensor(self, dtype, shape)
+    }
+
+    pub(crate) fn allocate(&self, bytes: usize, dtype: DType, shape: &[usize]) -> Result<Block> {
+        self.bind()?;
+        let wait = || self.0.stream.synchronize();
+        lock(&self.0.allocator).allocate(&self.to_string(), bytes, dtype, shape, wait)
+    }
+
+    pub(crate) fn release(&self, block: Block) {
+        // Where the context cannot be made current, the process is ending and its memory with it.
+        if self.bind().is_ok() {
+            lock(&self.0.allocator).release(block, || self.0.stream.synchronize());
+        }
+    }
+
+    pub(crate) fn allocator(&self) -> MutexGuard<'_, Allocator> {
+        lock(&self.0.allocator)
+    }
+
+    /// Its memory.
+    pub fn memory_stats(&self) -> MemoryStats {
+        lock(&self.0.allocator).stats()
+    }
+
+    /// Free and total bytes of the GPU, other processes included.
+    pub fn memory_info(&self) -> Result<(usize, usize)> {
+        self.bind()?;
+        check("cuMemGetInfo", result::mem_get_info())
+    }
+
+    pub(crate) fn release_kept(&self) -> Result<()> {
+        self.bind()?;
+        lock(&self.0.allocator).release_kept(|| self.0.stream.synchronize())
+    }
+
+    /// Whether this device reads the memory of `other` directly.
+    pub fn can_access_peer(&self, other: &Cuda) -> Result<bool> {
+        let (mut can, a, b) = (0, device_handle(self.ordinal())?, device_handle(other.ordinal())?);
+        // SAFETY: both are device handles and the pointer is to a live integer.
+        crate::error::call("cuDeviceCanAccessPeer", unsafe { sys::cuDeviceCanAccessPeer(&mut can, a, b) })?;
+        Ok(can != 0)
+    }
+
+    /// Device address of at least `n` u32 counters that are 0 between kernels: a kernel that counts on them leaves them
+    /// at 0. Kernels of one stream share them, since they run one after the other.
+    pub(crate) fn counters(&self, n: usize) -> Result<u64> {
+        let mut counters = lock(&self.0.counters);
+        if counters.1 < n {
+            let n = n.max(FIRST_COUNTERS).next_power_of_two();
+            // The old ones stay: recorded graphs may use them.
+            *counters = (self.permanent_zeros(n * size_of::<u32>())?, n);
+        }
+        Ok(counters.0)
+    }
+
+    /// Sets the counters back to 0, after work on the device was cut short.
+    pub fn reset_counters(&self) -> Result<()> {
+        let (address, n) = *lock(&self.0.counters);
+        if n == 0 { Ok(()) } else { self.zero(address, n * size_of::<u32>()) }
+    }
+
+    /// Zeroed memory that is never freed.
+    pub(crate) fn permanent_zeros(&self, bytes: usize) -> Result<u64> {
+        let buffer = self.buffer(bytes)?;
+        self.zero(buffer.pointer(), bytes)?;
+        let address = buffer.pointer();
+        std::mem::forget(buffer);
+        Ok(address)
+    }
+
+    fn zero(&self, address: u64, bytes: usize) -> Result<()> {
+        self.bind()?;
+        // SAFETY: callers pass memory of this device that is at least `bytes` long.
+        check("cuMemsetD8Async", unsafe { result::memset_d8_async(address, 0, bytes, self.0.stream.raw()) })
+    }
+}
+
+fn device_handle(ordinal: usize) -> Result<sys::CUdevice> {
+    check("cuDeviceGet", result::device::get(i32::try_from(ordinal).unwrap_or(i32::MAX)))
+}
+
+fn read_info(ordinal: usize, handle: sys::CUdevice) -> Result<DeviceInfo> {
+    use sys::CUdevice_attribute as Attribute;
+    let attribute = |which: Attribute| {
+        // SAFETY: the handle is a device's.
+        check("cuDeviceGetAttribute", unsafe { result::device::get_attribute(handle, which) })
+    };
+    let uuid = check("cuDeviceGetUuid", result::device::get_uuid(handle))?;
+    Ok(DeviceInfo {
+        ordinal,
+        name: check("cuDeviceGetName", result::device::get_name(handle))?,
+        uuid: uuid.bytes.map(|byte| byte as u8),
+        compute_capability: (
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        ),
+        multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+        // SAFETY: the handle is a device's.
+        total_memory: check("cuDeviceTotalMem", unsafe { result::device::total_mem(handle) })?,
+    })
+}
