@@ -1,12 +1,18 @@
-//! Batch norm on tensors: checks before any side effect, then [`syncbn_core::sync_batch_norm`].
+//! Batch norm on tensors: checks before any side effect, then [`syncbn_core::sync_batch_norm`] on the tensors' device.
 
-use crate::array::{self, Arguments, Options, Saved};
+use crate::array::Options;
+use crate::check::{self, Operand, Training, expect_channels};
+use crate::device::{Backend, Device, expect_one_device};
 use crate::process_group::ProcessGroup;
+use crate::saved::{Saved, Statistics};
 use crate::tensor::Tensor;
-use syncbn_core::kernels::Backward;
-use syncbn_core::sync_batch_norm::{self, DoubleBackward};
-use syncbn_core::{BatchNormShape, DType, MemoryFormat, Result};
+use std::sync::Arc;
+use syncbn_core::kernels::{Backward, Elemt, Forward, RunningStats};
+use syncbn_core::message::slot_bytes;
+use syncbn_core::sync_batch_norm::{self, DoubleBackward, Group};
+use syncbn_core::{BatchNormShape, Collective, DType, MemoryFormat, Result};
 use syncbn_cpu::Cpu;
+use syncbn_cuda::CudaBuffer;
 
 /// The per-channel tensors of a batch norm, C elements each.
 #[derive(Clone, Copy, Default)]
@@ -23,10 +29,28 @@ pub struct Parameters<'a> {
     pub num_batches_tracked: Option<&'a Tensor>,
 }
 
-/// Opens some optional tensors: `$guard` keeps them open, `$view` is what the kernels take.
+impl<'a> Parameters<'a> {
+    fn all(&self) -> impl Iterator<Item = &'a Tensor> {
+        [self.weight, self.bias, self.running_mean, self.running_var, self.num_batches_tracked].into_iter().flatten()
+    }
+}
+
+pub(crate) fn describe(tensor: &Tensor) -> Operand {
+    (tensor.numel(), tensor.dtype())
+}
+
+/// Opens optional tensors. Guards come before all views, which must not outlive any of them.
 macro_rules! open {
-    ($how:ident: $($guard:ident = $tensor:expr),* $(,)?) => {
-        $(#[allow(unused_mut)] let mut $guard = $tensor.map(Tensor::$how).transpose()?;)*
+    ($D:ty; $how:ident: $($guard:ident = $tensor:expr),* $(,)?) => {
+        $(#[allow(unused_mut)] let mut $guard = $tensor.map(<$D as Backend>::$how).transpose()?;)*
+    };
+}
+
+/// What kernels take of tensors that [`open!`] opened.
+macro_rules! views {
+    ($D:ty; read: $($guard:ident),*; write: $($written:ident),*) => {
+        $(let $guard = $guard.as_ref().map(<$D as Backend>::input);)*
+        $(let $written = $written.as_mut().map(<$D as Backend>::output);)*
     };
 }
 
@@ -37,34 +61,110 @@ pub fn forward(
     options: Options,
     group: Option<&ProcessGroup>,
 ) -> Result<(Tensor, Saved)> {
-    let shape = BatchNormShape::new("batchNorm", input.shape(), input.format())?;
-    input.expect_float("batchNorm")?;
-    let output = input.empty_like("batchNorm")?;
-    let saved = {
-        open!(read: weight = parameters.weight, bias = parameters.bias);
-        let (input, mut output) = (input.read()?, output.write()?);
-        if options.training {
-            open!(write: mean = parameters.running_mean, var = parameters.running_var, tracked = parameters.num_batches_tracked);
-            let arguments = Arguments {
-                weight: weight.as_ref().map(|guard| guard.slice()),
-                bias: bias.as_ref().map(|guard| guard.slice()),
-                running_mean: mean.as_mut().map(|guard| guard.slice()),
-                running_var: var.as_mut().map(|guard| guard.slice()),
-                num_batches_tracked: tracked.as_mut().map(|guard| guard.slice()),
-            };
-            array::forward_training(input.slice(), shape, arguments, options, group, output.slice())?
-        } else {
-            open!(read: mean = parameters.running_mean, var = parameters.running_var);
-            let running = mean.as_ref().zip(var.as_ref()).map(|(mean, var)| (mean.slice(), var.slice()));
-            let affine = (weight.as_ref().map(|guard| guard.slice()), bias.as_ref().map(|guard| guard.slice()));
-            array::forward_eval(input.slice(), shape, affine, running, options.eps, output.slice())?
+    const OP: &str = "batchNorm";
+    let shape = BatchNormShape::new(OP, input.shape(), input.format())?;
+    input.expect_float(OP)?;
+    expect_one_device(OP, &[input].into_iter().chain(parameters.all()).collect::<Vec<_>>())?;
+    check_call(input, shape, parameters, options, group)?;
+    let output = input.empty_like(OP)?;
+    let group = group.filter(|group| options.training && group.size() > 1);
+    let call = Call { input, shape, parameters, options, output: &output };
+    let statistics = match input.device() {
+        Device::Cpu => {
+            let others = group.map(|group| group as &dyn Collective<Vec<u8>>);
+            Statistics::Host(call.run(&Cpu, others)?)
+        }
+        Device::Cuda(cuda) => {
+            group.map_or(Ok(()), |group| group.expect_device("syncBatchNorm", &cuda))?;
+            let others = group.map(|group| group as &dyn Collective<CudaBuffer>);
+            Statistics::Cuda(Arc::new(call.run(&cuda, others)?))
         }
     };
     if options.training {
         let written = [parameters.running_mean, parameters.running_var, parameters.num_batches_tracked];
         written.into_iter().flatten().for_each(|tensor| tensor.storage().bump_version());
     }
+    let saved =
+        Saved { statistics, shape, dtype: input.dtype(), batch_statistics: options.training, group: group.cloned() };
     Ok((output, saved))
+}
+
+fn check_call(
+    input: &Tensor,
+    shape: BatchNormShape,
+    parameters: Parameters<'_>,
+    options: Options,
+    group: Option<&ProcessGroup>,
+) -> Result<()> {
+    let Parameters { weight, bias, running_mean, running_var, num_batches_tracked } = parameters;
+    let (weight, bias) = (weight.map(describe), bias.map(describe));
+    if !options.training {
+        let running = running_mean.zip(running_var);
+        let checked = check::eval(shape, describe(input), (weight, bias), running, |row| describe(row), options.eps);
+        return checked.map(|_| ());
+    }
+    let operands = Training {
+        input: describe(input),
+        output: describe(input),
+        weight,
+        bias,
+        running_mean: running_mean.map(describe),
+        running_var: running_var.map(describe),
+        num_batches_tracked: num_batches_tracked.map(describe),
+    };
+    check::training(shape, &operands, options, group)
+}
+
+/// A forward call whose operands have been checked.
+#[derive(Clone, Copy)]
+struct Call<'a> {
+    input: &'a Tensor,
+    shape: BatchNormShape,
+    parameters: Parameters<'a>,
+    options: Options,
+    output: &'a Tensor,
+}
+
+impl Call<'_> {
+    /// Runs it on the device the tensors are on; the slot (count, mean, invstd).
+    fn run<K: Backend>(self, kernels: &K, group: Group<'_, K>) -> Result<K::Buffer> {
+        let Call { input, shape, parameters, options, output } = self;
+        let rows = kernels.statistics_dtype(input.dtype());
+        let mut statistics = kernels.new_buffer(slot_bytes(shape.channels, rows))?;
+        if !options.training {
+            self.eval(kernels, &mut statistics)?;
+            return Ok(statistics);
+        }
+        open!(K; read: weight = parameters.weight, bias = parameters.bias);
+        open!(K; write: mean = parameters.running_mean, var = parameters.running_var, tracked = parameters.num_batches_tracked);
+        let (input, mut output) = (K::read(input)?, K::write(output)?);
+        views!(K; read: weight, bias; write: mean, var, tracked);
+        let (input, output) = (K::input(&input), K::output(&mut output));
+        let running = mean.zip(var).map(|(mean, var)| RunningStats {
+            mean,
+            var,
+            momentum: options.momentum,
+            num_batches_tracked: tracked,
+        });
+        let call =
+            Forward { input, shape, weight, bias, eps: options.eps, running, output, statistics: &mut statistics };
+        sync_batch_norm::forward(kernels, group, call)?;
+        Ok(statistics)
+    }
+
+    /// Normalises with the running statistics.
+    fn eval<K: Backend>(self, kernels: &K, statistics: &mut K::Buffer) -> Result<()> {
+        let Call { input, shape, parameters, options, output } = self;
+        open!(K; read: weight = parameters.weight, bias = parameters.bias);
+        open!(K; read: mean = parameters.running_mean, var = parameters.running_var);
+        let (input, mut output) = (K::read(input)?, K::write(output)?);
+        views!(K; read: weight, bias, mean, var; write:);
+        if let Some((mean, var)) = mean.zip(var) {
+            kernels.constant_statistics(mean, var, options.eps, statistics)?;
+        }
+        let (input, output) = (K::input(&input), K::output(&mut output));
+        kernels.elemt(Elemt { input, shape, weight, bias, statistics, output })
+    }
 }
 
 /// Which gradients to make.
@@ -96,8 +196,8 @@ fn like_input(op: &str, input: &Tensor, gradient: &Tensor) -> Result<Tensor> {
     gradient.to_format(input.format())
 }
 
-fn per_channel(needed: bool, channels: usize, dtype: DType) -> Result<Option<Tensor>> {
-    needed.then(|| Tensor::empty("batchNorm", &[channels], dtype, MemoryFormat::Contiguous)).transpose()
+fn per_channel(needed: bool, like: &Tensor, channels: usize, dtype: DType) -> Result<Option<Tensor>> {
+    needed.then(|| like.new_empty("batchNorm", &[channels], dtype, MemoryFormat::Contiguous)).transpose()
 }
 
 /// The gradients asked for. `weight` is that of the forward call; its gradient has its type.
@@ -108,39 +208,96 @@ pub fn backward(
     saved: &Saved,
     needs: Needs,
 ) -> Result<Gradients> {
-    let shape = BatchNormShape::new("batchNorm backward", input.shape(), input.format())?;
-    saved.expect("batchNorm backward", shape, input.dtype())?;
-    let grad_output = like_input("batchNorm backward", input, grad_output)?;
-    array::expect_channels(
-        "batchNorm backward",
-        "weight",
-        weight.map(|w| (w.numel(), w.dtype())),
-        shape,
-        input.dtype(),
-    )?;
-    let parameter_dtype = weight.map_or(input.dtype(), Tensor::dtype);
+    const OP: &str = "batchNorm backward";
+    let shape = BatchNormShape::new(OP, input.shape(), input.format())?;
+    saved.expect(OP, shape, input.dtype())?;
+    expect_one_device(OP, &[input, grad_output].into_iter().chain(weight).collect::<Vec<_>>())?;
+    let grad_output = &like_input(OP, input, grad_output)?;
+    expect_channels(OP, "weight", weight.map(describe), shape, input.dtype())?;
+    let parameter = weight.map_or(input.dtype(), Tensor::dtype);
     let grads = Gradients {
-        input: needs.input.then(|| input.empty_like("batchNorm backward")).transpose()?,
-        weight: per_channel(needs.weight, shape.channels, parameter_dtype)?,
-        bias: per_channel(needs.bias, shape.channels, parameter_dtype)?,
+        input: needs.input.then(|| input.empty_like(OP)).transpose()?,
+        weight: per_channel(needs.weight, input, shape.channels, parameter)?,
+        bias: per_channel(needs.bias, input, shape.channels, parameter)?,
     };
-    open!(read: weight = weight);
-    open!(write: grad_input = grads.input.as_ref(), grad_weight = grads.weight.as_ref(), grad_bias = grads.bias.as_ref());
-    let (input, grad_output) = (input.read()?, grad_output.read()?);
-    let call = Backward {
-        input: input.slice(),
-        grad_output: grad_output.slice(),
-        shape,
-        weight: weight.as_ref().map(|guard| guard.slice()),
-        statistics: saved.statistics(),
-        batch_statistics: saved.batch_statistics(),
-        grad_input: grad_input.as_mut().map(|guard| guard.slice()),
-        grad_weight: grad_weight.as_mut().map(|guard| guard.slice()),
-        grad_bias: grad_bias.as_mut().map(|guard| guard.slice()),
-    };
-    sync_batch_norm::backward(&Cpu, saved.group(), call)?;
-    drop((grad_input, grad_weight, grad_bias));
+    let operands = Operands { input, grad_output, weight, shape, batch_statistics: saved.batch_statistics() };
+    match input.device() {
+        Device::Cpu => operands.backward(&Cpu, saved.host_group(), saved.host_statistics()?, &grads)?,
+        Device::Cuda(cuda) => {
+            operands.backward(&cuda, saved.cuda_group(), saved.cuda_statistics(&cuda)?, &grads)?;
+        }
+    }
     Ok(grads)
+}
+
+/// What both backward calls read, checked.
+#[derive(Clone, Copy)]
+struct Operands<'a> {
+    input: &'a Tensor,
+    grad_output: &'a Tensor,
+    weight: Option<&'a Tensor>,
+    shape: BatchNormShape,
+    batch_statistics: bool,
+}
+
+impl Operands<'_> {
+    fn backward<K: Backend>(
+        self,
+        kernels: &K,
+        group: Group<'_, K>,
+        statistics: &K::Buffer,
+        grads: &Gradients,
+    ) -> Result<()> {
+        let Operands { input, grad_output, weight, shape, batch_statistics } = self;
+        open!(K; read: weight = weight);
+        open!(K; write: grad_input = grads.input.as_ref(), grad_weight = grads.weight.as_ref(), grad_bias = grads.bias.as_ref());
+        let (input, grad_output) = (K::read(input)?, K::read(grad_output)?);
+        views!(K; read: weight; write: grad_input, grad_weight, grad_bias);
+        let (input, grad_output) = (K::input(&input), K::input(&grad_output));
+        let call = Backward {
+            input,
+            grad_output,
+            shape,
+            weight,
+            statistics,
+            batch_statistics,
+            grad_input,
+            grad_weight,
+            grad_bias,
+        };
+        sync_batch_norm::backward(kernels, group, call)
+    }
+
+    fn double_backward<K: Backend>(
+        self,
+        kernels: &K,
+        group: Group<'_, K>,
+        statistics: &K::Buffer,
+        (grad_grad_input, grads): (&Tensor, GradGradients<'_>),
+        result: &DoubleGradients,
+    ) -> Result<()> {
+        let Operands { input, grad_output, weight, shape, batch_statistics } = self;
+        open!(K; read: weight = weight, grad_grad_weight = grads.weight, grad_grad_bias = grads.bias);
+        open!(K; write: grad_weight = result.weight.as_ref());
+        let (input, grad_output, ggi) = (K::read(input)?, K::read(grad_output)?, K::read(grad_grad_input)?);
+        let (mut grad_input, mut grad_grad_output) = (K::write(&result.input)?, K::write(&result.grad_output)?);
+        views!(K; read: weight, grad_grad_weight, grad_grad_bias; write: grad_weight);
+        let call = DoubleBackward {
+            input: K::input(&input),
+            grad_output: K::input(&grad_output),
+            grad_grad_input: K::input(&ggi),
+            grad_grad_weight,
+            grad_grad_bias,
+            weight,
+            shape,
+            statistics,
+            batch_statistics,
+            grad_input: K::output(&mut grad_input),
+            grad_grad_output: K::output(&mut grad_grad_output),
+            grad_weight,
+        };
+        sync_batch_norm::double_backward(kernels, group, call)
+    }
 }
 
 /// Gradients that arrive at the results of [`backward`]; absent ones are 0.
@@ -176,39 +333,33 @@ pub fn double_backward(
     const OP: &str = "batchNorm double backward";
     let shape = BatchNormShape::new(OP, input.shape(), input.format())?;
     saved.expect(OP, shape, input.dtype())?;
-    let grad_output = like_input(OP, input, grad_output)?;
+    let mut tensors = vec![input, grad_output];
+    tensors.extend([weight, grads.input, grads.weight, grads.bias].into_iter().flatten());
+    expect_one_device(OP, &tensors)?;
+    let grad_output = &like_input(OP, input, grad_output)?;
     let grad_grad_input = match grads.input {
         Some(gradient) => like_input(OP, input, gradient)?,
-        None => Tensor::full(input.shape(), 0.0, input.dtype(), input.format())?,
+        None => Tensor::full(&input.device(), input.shape(), 0.0, input.dtype(), input.format())?,
     };
     for (what, tensor) in [("weight", weight), ("gradGradWeight", grads.weight), ("gradGradBias", grads.bias)] {
-        array::expect_channels(OP, what, tensor.map(|t| (t.numel(), t.dtype())), shape, input.dtype())?;
+        expect_channels(OP, what, tensor.map(describe), shape, input.dtype())?;
     }
+    let parameter = weight.map_or(input.dtype(), Tensor::dtype);
     let result = DoubleGradients {
         input: input.empty_like(OP)?,
         grad_output: input.empty_like(OP)?,
-        weight: per_channel(weight.is_some(), shape.channels, weight.map_or(input.dtype(), Tensor::dtype))?,
+        weight: per_channel(weight.is_some(), input, shape.channels, parameter)?,
     };
-    {
-        open!(read: weight = weight, ggw = grads.weight, ggb = grads.bias);
-        open!(write: grad_weight = result.weight.as_ref());
-        let (input, grad_output, ggi) = (input.read()?, grad_output.read()?, grad_grad_input.read()?);
-        let (mut grad_input, mut grad_grad_output) = (result.input.write()?, result.grad_output.write()?);
-        let call = DoubleBackward {
-            input: input.slice(),
-            grad_output: grad_output.slice(),
-            grad_grad_input: ggi.slice(),
-            grad_grad_weight: ggw.as_ref().map(|guard| guard.slice()),
-            grad_grad_bias: ggb.as_ref().map(|guard| guard.slice()),
-            weight: weight.as_ref().map(|guard| guard.slice()),
-            shape,
-            statistics: saved.statistics(),
-            batch_statistics: saved.batch_statistics(),
-            grad_input: grad_input.slice(),
-            grad_grad_output: grad_grad_output.slice(),
-            grad_weight: grad_weight.as_mut().map(|guard| guard.slice()),
-        };
-        sync_batch_norm::double_backward(&Cpu, saved.group(), call)?;
+    let operands = Operands { input, grad_output, weight, shape, batch_statistics: saved.batch_statistics() };
+    let arriving = (&grad_grad_input, grads);
+    match input.device() {
+        Device::Cpu => {
+            operands.double_backward(&Cpu, saved.host_group(), saved.host_statistics()?, arriving, &result)?;
+        }
+        Device::Cuda(cuda) => {
+            let statistics = saved.cuda_statistics(&cuda)?;
+            operands.double_backward(&cuda, saved.cuda_group(), statistics, arriving, &result)?;
+        }
     }
     Ok(result)
 }

@@ -2,6 +2,7 @@
 //!
 //! A file is written under a temporary name beside its own, synced and renamed: a crash leaves the old file or the new.
 
+use crate::device::Device;
 use crate::tensor::Tensor;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
@@ -47,7 +48,8 @@ impl Snapshot {
     /// [`Code::Argument`] for a name that comes twice or is the format's own `__metadata__`.
     pub fn new(tensors: &[(String, Tensor)], metadata: Option<HashMap<String, String>>) -> Result<Self> {
         expect_names(tensors)?;
-        let contiguous = tensors.iter().map(|(_, tensor)| tensor.contiguous()).collect::<Result<Vec<_>>>()?;
+        let on_host = |tensor: &Tensor| tensor.contiguous()?.to_device(&Device::Cpu);
+        let contiguous = tensors.iter().map(|(_, tensor)| on_host(tensor)).collect::<Result<Vec<_>>>()?;
         let guards = contiguous.iter().map(Tensor::read).collect::<Result<Vec<_>>>()?;
         let views = tensors
             .iter()
@@ -110,7 +112,7 @@ pub fn load(path: &Path) -> Result<Loaded> {
                 let got = format!("{:?} for {name} in {}", view.dtype(), path.display());
                 Error::expected(Code::DType, "loadSafetensors", "float32/64/16, bfloat16 or int32/64", got)
             })?;
-            let tensor = Tensor::empty("loadSafetensors", view.shape(), dtype, MemoryFormat::Contiguous)?;
+            let tensor = Tensor::empty("loadSafetensors", &Device::Cpu, view.shape(), dtype, MemoryFormat::Contiguous)?;
             tensor.write()?.bytes().copy_from_slice(view.data());
             Ok((name, tensor))
         })

@@ -33,23 +33,34 @@
 //! ```
 //!
 //! A group comes from [`ProcessGroup::init`], on every rank.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod array;
 pub mod batch_norm;
+pub mod check;
 pub mod checkpoint;
+pub mod device;
+pub mod gpu;
 pub mod layout;
+mod nccl;
 pub mod ops;
 pub mod process_group;
 pub mod random;
 pub mod reducer;
+mod region;
+pub mod saved;
+pub mod split;
+mod staging;
 pub mod storage;
 pub mod tensor;
+mod text;
 pub mod timing;
 pub mod work;
 
+pub use device::Device;
 pub use process_group::ProcessGroup;
 pub use reducer::Reducer;
+pub use saved::Saved;
 pub use storage::Storage;
 pub use tensor::Tensor;
 pub use work::Work;

@@ -1,15 +1,27 @@
 //! Process groups as the bindings see them: a group of ranks and the one thread its asynchronous calls run on.
 //!
+//! A group with backend nccl has a communicator beside its connections: tensors on its GPU take that way, those on the
+//! CPU the connections. In a group with backend tcp tensors on a GPU go through host memory.
+//!
 //! Calls keep program order: a blocking call first waits for what is queued and then runs on the caller, which saves
 //! the two thread switches that would cost more than a small exchange itself.
 
+use crate::device::{Device, expect_one_device};
+use crate::nccl::setup::{self, Means};
+use crate::nccl::{Members, NcclGroup, to_error};
+use crate::staging::{StagedExchange, Staging};
 use crate::tensor::Tensor;
 use crate::work::Work;
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
+use syncbn_comm::interrupt::is_interrupted;
 use syncbn_comm::{CancelToken, Environment, Group, InitOptions, World};
 use syncbn_core::{Code, Collective, DType, Error, ReduceOp, Result};
+use syncbn_cuda::{Cuda, CudaBuffer};
+use syncbn_nccl::Wait;
+
+pub use crate::nccl::setup::Backend;
 
 type Job = Box<dyn FnOnce(&Group) + Send>;
 
@@ -24,6 +36,13 @@ struct Inner {
     world: Arc<World>,
     group: Arc<Group>,
     queue: Mutex<Queue>,
+    /// Present with backend nccl, on members.
+    nccl: Option<NcclGroup>,
+    backend: Backend,
+    reason: String,
+    staging: Staging,
+    /// Groups made from this one, which end with it.
+    made: Mutex<Vec<Weak<Inner>>>,
 }
 
 /// A handle on a group; clones share it.
@@ -49,12 +68,17 @@ pub struct ProcessGroupOptions {
     pub timeout: Duration,
     /// Shared secret; from the environment if absent.
     pub token: Option<String>,
+    /// How tensors on GPUs are exchanged; if absent nccl where every rank has the means, else tcp.
+    pub backend: Option<Backend>,
+    /// The GPU backend nccl works on; that of the local rank if absent.
+    pub device: Option<Device>,
 }
 
 impl ProcessGroup {
     /// Meets the other ranks; blocks until all have come, the deadline passes or `cancel` is used.
     pub fn init(options: &ProcessGroupOptions, cancel: CancelToken) -> Result<Self> {
-        let options = InitOptions {
+        let environment = Environment::from_process();
+        let init = InitOptions {
             init_method: options.init_method.clone(),
             rank: options.rank,
             world_size: options.world_size,
@@ -62,13 +86,21 @@ impl ProcessGroup {
             token: options.token.clone().map(String::into_bytes),
             cancel,
         };
-        let world = Arc::new(syncbn_comm::init(&options, &Environment::from_process())?);
+        let world = Arc::new(syncbn_comm::init(&init, &environment)?);
         let group = world.default_group();
-        Ok(Self::new(world, group))
+        let (wish, device) = (options.backend, options.device.as_ref());
+        let choice = setup::agree(&group, wish, device, &environment, world.local_rank())?;
+        let nccl = match &choice.means {
+            Some(means) => Some(start_nccl(&world, &group, means, &environment)?),
+            None => None,
+        };
+        let backend = if nccl.is_some() { Backend::Nccl } else { Backend::Tcp };
+        Ok(Self::new(world, group, backend, choice.reason, nccl))
     }
 
-    fn new(world: Arc<World>, group: Arc<Group>) -> Self {
-        Self(Arc::new(Inner { world, group, queue: Mutex::default() }))
+    fn new(world: Arc<World>, group: Arc<Group>, backend: Backend, reason: String, nccl: Option<NcclGroup>) -> Self {
+        let (queue, staging, made) = (Mutex::default(), Staging::default(), Mutex::default());
+        Self(Arc::new(Inner { world, group, queue, nccl, backend, reason, staging, made }))
     }
 
     /// A group of some global ranks; every rank of the world calls it. Members are numbered in ascending order of their
@@ -77,19 +109,57 @@ impl ProcessGroup {
         self.wait_idle();
         let mut ranks = ranks.to_vec();
         ranks.sort_unstable();
-        let group = self.0.world.new_group(&ranks, timeout)?;
-        Ok(Self::new(self.0.world.clone(), group))
+        let world = &self.0.world;
+        let group = world.new_group(&ranks, timeout)?;
+        let nccl = match &self.0.nccl {
+            Some(nccl) => split_nccl(world, nccl, &group)?,
+            None => None,
+        };
+        let made = Self::new(world.clone(), group, self.0.backend, self.0.reason.clone(), nccl);
+        self.0.made.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&made.0));
+        Ok(made)
+    }
+
+    /// How tensors on GPUs are exchanged.
+    pub fn backend(&self) -> Backend {
+        self.0.backend
+    }
+
+    /// Why it is that backend, in a sentence.
+    pub fn backend_reason(&self) -> &str {
+        &self.0.reason
+    }
+
+    /// The GPU of backend nccl.
+    pub fn device(&self) -> Option<&Cuda> {
+        self.0.nccl.as_ref().map(NcclGroup::cuda)
+    }
+
+    /// Fails unless the group takes tensors on `cuda`.
+    pub fn expect_device(&self, op: &str, cuda: &Cuda) -> Result<()> {
+        match self.device() {
+            Some(own) if own != cuda => {
+                let expected = format!("a tensor on {own}, the device of group '{}'", self.name());
+                let error = Error::expected(Code::Device, op, expected, format!("one on {cuda}"));
+                Err(error.with_group(self.name()).with_operation(op))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Leaves the group; the default group stands for the whole world. Queued calls are finished first.
     pub fn destroy(&self) {
+        let made = std::mem::take(&mut *self.0.made.lock().unwrap_or_else(PoisonError::into_inner));
+        made.iter().filter_map(Weak::upgrade).for_each(|inner| Self(inner).destroy());
         self.wait_idle();
         self.0.queue.lock().unwrap_or_else(PoisonError::into_inner).sender = None;
+        self.0.nccl.iter().for_each(NcclGroup::close);
         if self.is_default() { self.0.world.destroy() } else { self.0.group.close() }
     }
 
     /// Ends every wait of this rank on the group, or on all groups of the world through the default group.
     pub fn abort(&self, reason: &str) {
+        self.0.nccl.iter().for_each(|nccl| nccl.abort(reason));
         if self.is_default() { self.0.world.abort(reason) } else { self.0.group.abort(reason) }
     }
 
@@ -180,12 +250,64 @@ fn start_thread(group: Arc<Group>) -> Sender<Job> {
     sender
 }
 
+/// The communicator of a world's default group, and its watchdog.
+fn start_nccl(world: &World, group: &Arc<Group>, means: &Means, environment: &Environment) -> Result<NcclGroup> {
+    let everybody: Vec<usize> = (0..world.size()).collect();
+    let watch = world.new_group(&everybody, None)?;
+    let compare_first = match environment.get("SYNCBN_DEBUG") {
+        Some("detail") => Some(world.new_group(&everybody, None)?),
+        _ => None,
+    };
+    let communicator = setup::meet(group, means, group.timeout())?;
+    NcclGroup::new(members(group)?, &means.cuda, communicator, watch, compare_first)
+}
+
+/// The communicator of the members of `group`, made from that of the world; every rank of the world calls it.
+fn split_nccl(world: &World, nccl: &NcclGroup, group: &Arc<Group>) -> Result<Option<NcclGroup>> {
+    let watch = world.new_group(group.ranks(), Some(group.timeout()))?;
+    let communicator = if nccl.communicator().nccl().supports_split() {
+        let keep_waiting = || !is_interrupted();
+        let wait = Wait::at_most(group.timeout()).while_true(&keep_waiting);
+        nccl.cuda().bind()?;
+        let (color, key) = (group.rank().map(|_| 0), group.rank().unwrap_or(0) as i32);
+        nccl.communicator().split(color, key, wait).map_err(to_error)?
+    } else if group.rank().is_some() {
+        let means = Means { cuda: nccl.cuda().clone(), nccl: nccl.communicator().nccl().clone() };
+        Some(setup::meet(group, &means, group.timeout())?)
+    } else {
+        None
+    };
+    let start = |communicator| NcclGroup::new(members(group)?, nccl.cuda(), communicator, watch, None);
+    communicator.map(start).transpose()
+}
+
+fn members(group: &Group) -> Result<Members> {
+    let index = group.rank().ok_or_else(|| Error::internal("a rank that is no member has no communicator"))?;
+    let (name, ranks, timeout) = (group.name().to_string(), group.ranks().to_vec(), group.timeout());
+    Ok(Members { name, index, ranks, timeout })
+}
+
 /// Combines `data` over the ranks, in place.
 pub fn all_reduce(group: &ProcessGroup, data: &Tensor, op: ReduceOp) -> Result<Work> {
-    group.expect_member("all_reduce")?;
-    let (dtype, mut guard) = (data.dtype(), data.storage().write_owned()?);
+    const OP: &str = "all_reduce";
+    group.expect_member(OP)?;
+    let dtype = data.dtype();
+    let Device::Cuda(cuda) = data.device() else {
+        let mut guard = data.storage().write_owned()?;
+        data.storage().bump_version();
+        return Ok(group.submit(move |group| group.all_reduce(guard.bytes(), dtype, op)));
+    };
+    group.expect_device(OP, &cuda)?;
+    let guard = data.storage().cuda()?.write_owned()?;
+    let work = match &group.0.nccl {
+        Some(nccl) => nccl.start_all_reduce(guard, op)?,
+        None => {
+            let staged = StagedExchange::start(guard)?;
+            group.submit(move |group| staged.finish(|bytes| group.all_reduce(bytes, dtype, op)))
+        }
+    };
     data.storage().bump_version();
-    Ok(group.submit(move |group| group.all_reduce(guard.bytes(), dtype, op)))
+    Ok(work)
 }
 
 /// Fills `outputs`, one a rank, with the ranks' `input`.
@@ -198,6 +320,11 @@ pub fn all_gather(group: &ProcessGroup, outputs: &[Tensor], input: &Tensor) -> R
     for output in outputs {
         output.expect_shape("all_gather output", input.shape())?;
         output.expect_dtype("all_gather", "outputs", input.dtype())?;
+    }
+    let all: Vec<&Tensor> = outputs.iter().chain([input]).collect();
+    expect_one_device("all_gather", &all)?;
+    if let Device::Cuda(cuda) = input.device() {
+        return all_gather_on_device(group, &cuda, outputs, input);
     }
     let (input, size) = (input.contiguous()?, input.storage().bytes());
     let contiguous: Vec<Tensor> = outputs
@@ -223,13 +350,63 @@ fn not_contiguous() -> Error {
     Error::expected(Code::Argument, "all_gather", "contiguous outputs", "a channels-last output")
 }
 
+/// [`all_gather`] for tensors on `cuda`: a broadcast from every rank, so that outputs need not lie side by side.
+fn all_gather_on_device(group: &ProcessGroup, cuda: &Cuda, outputs: &[Tensor], input: &Tensor) -> Result<Work> {
+    group.expect_device("all_gather", cuda)?;
+    if outputs.iter().any(|output| !output.is_contiguous()) {
+        return Err(not_contiguous());
+    }
+    let own = &outputs[group.member_rank().unwrap_or(0)];
+    own.copy_from(input)?;
+    let guards = outputs.iter().map(|output| output.storage().cuda()?.write_owned()).collect::<Result<Vec<_>>>()?;
+    outputs.iter().for_each(|output| output.storage().bump_version());
+    let rooted = guards.into_iter().zip(0..);
+    match &group.0.nccl {
+        Some(nccl) => nccl.start_broadcast(rooted.collect()),
+        None => start_staged_broadcasts(group, rooted.collect()),
+    }
+}
+
+/// Broadcasts of a tcp group, one after the other.
+fn start_staged_broadcasts(
+    group: &ProcessGroup,
+    rooted: Vec<(crate::storage::OwnedCudaWriting, usize)>,
+) -> Result<Work> {
+    let staged = rooted
+        .into_iter()
+        .map(|(guard, root)| Ok((StagedExchange::start(guard)?, root)))
+        .collect::<Result<Vec<_>>>()?;
+    Ok(group.submit(move |group| {
+        staged.into_iter().try_for_each(|(staged, root)| staged.finish(|bytes| group.broadcast(bytes, root)))
+    }))
+}
+
 /// Replaces `data` by that of global rank `src`.
 pub fn broadcast(group: &ProcessGroup, data: &Tensor, src: usize) -> Result<Work> {
     group.expect_member("broadcast")?;
     let src = group.index_of("broadcast", src)?;
-    let mut guard = data.storage().write_owned()?;
+    if data.device() == Device::Cpu {
+        let mut guard = data.storage().write_owned()?;
+        data.storage().bump_version();
+        return Ok(group.submit(move |group| group.broadcast(guard.bytes(), src)));
+    }
+    let work = broadcast_on_device(group, std::slice::from_ref(data), src)?;
     data.storage().bump_version();
-    Ok(group.submit(move |group| group.broadcast(guard.bytes(), src)))
+    Ok(work)
+}
+
+/// Replaces tensors on a GPU by those of the rank of index `src`. Versions stay.
+pub(crate) fn broadcast_on_device(group: &ProcessGroup, data: &[Tensor], src: usize) -> Result<Work> {
+    let mut rooted = Vec::with_capacity(data.len());
+    for tensor in data {
+        let memory = tensor.storage().cuda()?;
+        group.expect_device("broadcast", memory.device())?;
+        rooted.push((memory.write_owned()?, src));
+    }
+    match &group.0.nccl {
+        Some(nccl) => nccl.start_broadcast(rooted),
+        None => start_staged_broadcasts(group, rooted),
+    }
 }
 
 /// Completes when every rank has called it.
@@ -268,5 +445,49 @@ impl Collective<Vec<u8>> for ProcessGroup {
 
     fn barrier(&self) -> Result<()> {
         self.run(Group::barrier)
+    }
+}
+
+impl Collective<CudaBuffer> for ProcessGroup {
+    fn rank(&self) -> usize {
+        self.member_rank().unwrap_or(0)
+    }
+
+    fn world_size(&self) -> usize {
+        self.size()
+    }
+
+    fn all_gather(&self, slots: &mut CudaBuffer) -> Result<()> {
+        match &self.0.nccl {
+            Some(nccl) => nccl.all_gather(slots),
+            None => self.staged(slots, |group, bytes| group.all_gather(bytes)),
+        }
+    }
+
+    fn all_reduce(&self, data: &mut CudaBuffer, dtype: DType, op: ReduceOp) -> Result<()> {
+        match &self.0.nccl {
+            Some(nccl) => nccl.all_reduce(data, dtype, op),
+            None => self.staged(data, |group, bytes| group.all_reduce(bytes, dtype, op)),
+        }
+    }
+
+    fn broadcast(&self, data: &mut CudaBuffer, src: usize) -> Result<()> {
+        match &self.0.nccl {
+            Some(nccl) => nccl.broadcast(data, src),
+            None => self.staged(data, |group, bytes| group.broadcast(bytes, src)),
+        }
+    }
+
+    fn barrier(&self) -> Result<()> {
+        self.run(Group::barrier)
+    }
+}
+
+impl ProcessGroup {
+    /// An exchange of device memory through the host, after everything queued.
+    fn staged(&self, data: &CudaBuffer, exchange: impl FnOnce(&Group, &mut [u8]) -> Result<()>) -> Result<()> {
+        self.wait_idle();
+        let view = data.slice_mut(DType::F32);
+        self.0.staging.run(data.device(), view, |bytes| exchange(&self.0.group, bytes))
     }
 }

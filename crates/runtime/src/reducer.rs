@@ -3,18 +3,19 @@
 //! The verbs are those of PyTorch's c10d `Reducer`. Buckets are handed to the group's thread in the order of the plan,
 //! whatever order gradients become ready in, so that all ranks make the same calls.
 
-use crate::process_group::ProcessGroup;
-use crate::storage::Storage;
+use crate::device::{Device, expect_one_device};
+use crate::process_group::{ProcessGroup, all_reduce, broadcast_on_device};
+use crate::region::Region;
 use crate::tensor::Tensor;
+use crate::text::gather_text;
 use crate::work::Work;
-use std::sync::Arc;
 use syncbn_core::bucket::{Bucket, ParameterSize, plan_buckets};
-use syncbn_core::{Code, DType, Error, ReduceOp, Result};
+use syncbn_core::{Code, DType, Error, MemoryFormat, ReduceOp, Result};
 
 /// One bucket of one step.
 struct Slot {
     plan: Bucket,
-    memory: Arc<Storage>,
+    memory: Tensor,
     ready: Vec<bool>,
     work: Option<Work>,
 }
@@ -29,6 +30,7 @@ struct Place {
 /// See the [module documentation](self).
 pub struct Reducer {
     group: ProcessGroup,
+    device: Device,
     names: Vec<String>,
     places: Vec<Place>,
     slots: Vec<Slot>,
@@ -54,10 +56,17 @@ impl Reducer {
         group.expect_member("DistributedDataParallel")?;
         parameters.iter().try_for_each(|parameter| parameter.expect_float("DistributedDataParallel"))?;
         let sizes: Vec<_> = parameters.iter().map(|p| ParameterSize { numel: p.numel(), dtype: p.dtype() }).collect();
+        let all: Vec<&Tensor> = parameters.iter().collect();
+        expect_one_device("DistributedDataParallel", &all)?;
+        let device = parameters.first().map_or(Device::Cpu, Tensor::device);
+        if let Device::Cuda(cuda) = &device {
+            group.expect_device("DistributedDataParallel", cuda)?;
+        }
         let slots = plan_buckets(&sizes, first_bucket_bytes.min(bucket_bytes), bucket_bytes)
             .into_iter()
             .map(|plan| {
-                let memory = Arc::new(Storage::new(plan.dtype, plan.numel)?);
+                let format = MemoryFormat::Contiguous;
+                let memory = Tensor::empty("DistributedDataParallel", &device, &[plan.numel], plan.dtype, format)?;
                 Ok(Slot { ready: vec![false; plan.parameters.len()], memory, work: None, plan })
             })
             .collect::<Result<Vec<_>>>()?;
@@ -67,7 +76,7 @@ impl Reducer {
                 places[index] = Place { bucket, position };
             }
         }
-        Ok(Self { group, names, places, slots, next: 0, armed: false })
+        Ok(Self { group, device, names, places, slots, next: 0, armed: false })
     }
 
     /// Starts a backward pass. `used` tells which parameters this rank's graph reaches; the answer tells which any
@@ -81,14 +90,14 @@ impl Reducer {
         if used.len() != self.names.len() {
             return Err(Error::expected(Code::Argument, "reducer", format!("{} flags", self.names.len()), used.len()));
         }
+        if let Device::Cuda(cuda) = &self.device {
+            cuda.refuse_in_capture("findUnusedParameters")?;
+        }
         let mut flags: Vec<u8> = used.iter().flat_map(|&used| i32::from(used).to_ne_bytes()).collect();
         self.group.run(|group| group.all_reduce(&mut flags, DType::I32, ReduceOp::Max))?;
         self.armed = true;
         for index in (0..used.len()).rev().filter(|&index| !used[index]) {
-            self.fill(index, |bytes| {
-                bytes.fill(0);
-                Ok(())
-            })?;
+            self.fill(index, |region| region.zero())?;
         }
         Ok(flags.chunks_exact(4).map(|flag| flag.iter().any(|&byte| byte != 0)).collect())
     }
@@ -105,33 +114,24 @@ impl Reducer {
             let message = format!("parameter {} was marked ready twice in one backward pass", self.names[index]);
             return Err(Error::new(Code::UnusedParameters, message));
         }
-        let source = gradient.read()?;
-        self.fill(index, |bytes| {
-            if bytes.len() != source.bytes().len() {
-                let expected = format!("a gradient of {} bytes", bytes.len());
-                return Err(Error::expected(Code::Shape, "DistributedDataParallel", expected, source.bytes().len()));
-            }
-            bytes.copy_from_slice(source.bytes());
-            Ok(())
-        })
+        self.fill(index, |region| region.copy_from(gradient))
     }
 
     fn place(&self, index: usize) -> Result<Place> {
         self.places.get(index).copied().ok_or_else(|| Error::internal(format!("no parameter {index} in the reducer")))
     }
 
-    fn fill(&mut self, index: usize, write: impl FnOnce(&mut [u8]) -> Result<()>) -> Result<()> {
+    fn fill(&mut self, index: usize, write: impl FnOnce(&Region<'_>) -> Result<()>) -> Result<()> {
         let Place { bucket, position } = self.place(index)?;
         let slot = &mut self.slots[bucket];
-        write(&mut slot.memory.write()?.bytes()[range(&slot.plan, position)])?;
+        write(&Region::new(&slot.memory, range(&slot.plan, position)))?;
         slot.ready[position] = true;
         self.mark_buckets_ready()
     }
 
     fn mark_buckets_ready(&mut self) -> Result<()> {
         while let Some(slot) = self.slots.get_mut(self.next).filter(|slot| slot.ready.iter().all(|&ready| ready)) {
-            let (dtype, mut guard) = (slot.plan.dtype, slot.memory.write_owned()?);
-            slot.work = Some(self.group.submit(move |group| group.all_reduce(guard.bytes(), dtype, ReduceOp::Avg)));
+            slot.work = Some(all_reduce(&self.group, &slot.memory, ReduceOp::Avg)?);
             self.next += 1;
         }
         Ok(())
@@ -160,7 +160,7 @@ impl Reducer {
         for (&index, gradient) in indices.iter().zip(gradients) {
             let Place { bucket, position } = self.place(index)?;
             let slot = &self.slots[bucket];
-            gradient.write()?.bytes().copy_from_slice(&slot.memory.read()?.bytes()[range(&slot.plan, position)]);
+            Region::new(&slot.memory, range(&slot.plan, position)).copy_to(gradient)?;
         }
         Ok(())
     }
@@ -195,10 +195,9 @@ impl Reducer {
     }
 }
 
-/// The bytes of a parameter in its bucket.
+/// The elements of a parameter in its bucket.
 fn range(plan: &Bucket, position: usize) -> std::ops::Range<usize> {
-    let end = plan.offsets.get(position + 1).copied().unwrap_or(plan.numel);
-    plan.offsets[position] * plan.dtype.size()..end * plan.dtype.size()
+    plan.offsets[position]..plan.offsets.get(position + 1).copied().unwrap_or(plan.numel)
 }
 
 /// Fails on every rank unless all have the same tensors: number, names, shapes, types and formats, in order.
@@ -209,7 +208,7 @@ pub fn verify_parameters(group: &ProcessGroup, names: &[String], tensors: &[Tens
         .zip(tensors)
         .map(|(name, tensor)| format!("{name} {:?} {} {}", tensor.shape(), tensor.dtype(), tensor.format()))
         .collect();
-    let all = gather_text(group, &lines.join("\n"))?;
+    let all = group.run(|group| gather_text(group, &lines.join("\n")))?;
     let first: Vec<&str> = all[0].lines().collect();
     for (rank, text) in all.iter().enumerate().skip(1) {
         let theirs: Vec<&str> = text.lines().collect();
@@ -228,25 +227,22 @@ pub fn verify_parameters(group: &ProcessGroup, names: &[String], tensors: &[Tens
     Ok(())
 }
 
-/// Every rank's text, in rank order.
-fn gather_text(group: &ProcessGroup, text: &str) -> Result<Vec<String>> {
-    let (rank, size) = (group.member_rank().unwrap_or(0), group.size());
-    let mut lengths = vec![0; 8 * size];
-    lengths[8 * rank..][..8].copy_from_slice(&(text.len() as u64).to_le_bytes());
-    group.run(|group| group.all_gather(&mut lengths))?;
-    let lengths: Vec<usize> =
-        lengths.chunks_exact(8).map(|bytes| u64::from_le_bytes(bytes.try_into().expect("8 bytes")) as usize).collect();
-    let widest = lengths.iter().copied().max().unwrap_or(0);
-    let mut texts = vec![0; widest * size];
-    texts[widest * rank..][..text.len()].copy_from_slice(text.as_bytes());
-    group.run(|group| group.all_gather(&mut texts))?;
-    Ok((0..size).map(|r| String::from_utf8_lossy(&texts[widest * r..][..lengths[r]]).into_owned()).collect())
-}
-
 /// Replaces tensors by those of global rank `src`, in one message. Versions stay: the values were never another's.
 pub fn broadcast_tensors(group: &ProcessGroup, tensors: &[Tensor], src: usize) -> Result<()> {
     group.expect_member("broadcast")?;
     let src = group.index_of("broadcast", src)?;
+    let (host, device): (Vec<Tensor>, Vec<Tensor>) =
+        tensors.iter().cloned().partition(|tensor| tensor.device() == Device::Cpu);
+    if !device.is_empty() {
+        broadcast_on_device(group, &device, src)?.wait()?;
+    }
+    if !host.is_empty() {
+        broadcast_on_host(group, &host, src)?;
+    }
+    Ok(())
+}
+
+fn broadcast_on_host(group: &ProcessGroup, tensors: &[Tensor], src: usize) -> Result<()> {
     let mut bytes = Vec::with_capacity(tensors.iter().map(|tensor| tensor.storage().bytes()).sum());
     for tensor in tensors {
         bytes.extend_from_slice(tensor.read()?.bytes());

@@ -1,5 +1,6 @@
 //! Dense tensors: shared storage, a shape and a memory format.
 
+use crate::device::{Device, keep_waiting, run};
 use crate::layout::numel;
 use crate::storage::Storage;
 use std::sync::Arc;
@@ -7,6 +8,7 @@ use syncbn_core::ops::Restride;
 use syncbn_core::{Code, DType, Error, MemoryFormat, Ops, Result};
 use syncbn_cpu::buffer::{ReadGuard, WriteGuard};
 use syncbn_cpu::{Cpu, HostSlice};
+use syncbn_cuda::Foreign;
 
 /// A dense tensor. Clones share storage.
 #[derive(Clone, Debug)]
@@ -17,26 +19,50 @@ pub struct Tensor {
 }
 
 impl Tensor {
-    /// Unspecified contents.
-    pub fn empty(op: &str, shape: &[usize], dtype: DType, format: MemoryFormat) -> Result<Self> {
+    /// Unspecified contents, on `device`.
+    pub fn empty(op: &str, device: &Device, shape: &[usize], dtype: DType, format: MemoryFormat) -> Result<Self> {
         format.check_rank(op, shape.len())?;
-        let storage = Arc::new(Storage::new(dtype, numel(op, shape)?)?);
+        numel(op, shape)?;
+        let storage = Arc::new(Storage::new(device, dtype, shape)?);
         Ok(Self { storage, shape: shape.to_vec(), format })
     }
 
-    /// Unspecified contents, with this tensor's shape, type and format.
+    /// Unspecified contents, on this tensor's device.
+    pub fn new_empty(&self, op: &str, shape: &[usize], dtype: DType, format: MemoryFormat) -> Result<Self> {
+        Self::empty(op, &self.device(), shape, dtype, format)
+    }
+
+    /// Unspecified contents, with this tensor's shape, type, format and device.
     pub fn empty_like(&self, op: &str) -> Result<Self> {
-        Self::empty(op, &self.shape, self.dtype(), self.format)
+        self.new_empty(op, &self.shape, self.dtype(), self.format)
     }
 
     /// Every element is `value`.
-    pub fn full(shape: &[usize], value: f64, dtype: DType, format: MemoryFormat) -> Result<Self> {
-        let tensor = Self::empty("full", shape, dtype, format)?;
-        Cpu.fill(tensor.write()?.slice(), value)?;
+    pub fn full(device: &Device, shape: &[usize], value: f64, dtype: DType, format: MemoryFormat) -> Result<Self> {
+        let tensor = Self::empty("full", device, shape, dtype, format)?;
+        run!("full"; read(); write(output = &tensor); device => device.fill(output, value))?;
         Ok(tensor)
     }
 
-    /// Copies numbers of any type, given in row-major order of `shape`, and converts them to `dtype`.
+    /// Elements in the memory of another CUDA library, dense in `format`.
+    ///
+    /// # Errors
+    /// [`Code::Shape`] if the memory was said to hold another number of elements.
+    pub fn foreign(memory: Foreign, shape: &[usize], format: MemoryFormat) -> Result<Self> {
+        const OP: &str = "fromPointer";
+        format.check_rank(OP, shape.len())?;
+        if numel(OP, shape)? != memory.len() {
+            return Err(Error::expected(
+                Code::Shape,
+                OP,
+                format!("{} values for shape {shape:?}", memory.len()),
+                "more",
+            ));
+        }
+        Ok(Self { storage: Arc::new(Storage::foreign(memory)), shape: shape.to_vec(), format })
+    }
+
+    /// Copies numbers of any type to the CPU, given in row-major order of `shape`, and converts them to `dtype`.
     ///
     /// # Errors
     /// [`Code::Shape`] if their number differs from the shape's.
@@ -52,7 +78,7 @@ impl Tensor {
             let expected = format!("{} values for shape {shape:?}", numel(op, shape)?);
             return Err(Error::expected(Code::Shape, op, expected, data.len()));
         }
-        let tensor = Self::empty(op, shape, dtype, MemoryFormat::Contiguous)?;
+        let tensor = Self::empty(op, &Device::Cpu, shape, dtype, MemoryFormat::Contiguous)?;
         Cpu.copy(data, tensor.write()?.slice())?;
         tensor.to_format(format)
     }
@@ -71,6 +97,11 @@ impl Tensor {
     /// Element type.
     pub fn dtype(&self) -> DType {
         self.storage.dtype()
+    }
+
+    /// Where it is.
+    pub fn device(&self) -> Device {
+        self.storage.device()
     }
 
     /// Order in memory.
@@ -93,12 +124,12 @@ impl Tensor {
         &self.storage
     }
 
-    /// Opens the memory for reading.
+    /// Opens the memory of a tensor on the CPU for reading.
     pub fn read(&self) -> Result<ReadGuard<'_>> {
         self.storage.read()
     }
 
-    /// Opens the memory for writing.
+    /// Opens the memory of a tensor on the CPU for writing.
     pub fn write(&self) -> Result<WriteGuard<'_>> {
         self.storage.write()
     }
@@ -118,10 +149,33 @@ impl Tensor {
         if format == self.format {
             return Ok(self.clone());
         }
-        let output = Self::empty("to", &self.shape, self.dtype(), format)?;
+        let output = self.new_empty("to", &self.shape, self.dtype(), format)?;
         let layout = Restride { shape: self.shape.clone(), input: self.strides(), output: output.strides() };
         if self.numel() > 0 {
-            Cpu.restride(self.read()?.slice(), &layout, output.write()?.slice())?;
+            run!("to"; read(x = self); write(y = &output); device => device.restride(x, &layout, y))?;
+        }
+        Ok(output)
+    }
+
+    /// This tensor on `device`; shares storage if it is there already. From a GPU to the CPU waits for the GPU.
+    pub fn to_device(&self, device: &Device) -> Result<Self> {
+        if *device == self.device() {
+            return Ok(self.clone());
+        }
+        let output = Self::empty("to", device, &self.shape, self.dtype(), self.format)?;
+        match (self.device(), device) {
+            (Device::Cpu, Device::Cuda(cuda)) => {
+                cuda.upload(self.read()?.bytes(), output.storage.cuda()?.write()?.slice())?;
+            }
+            (Device::Cuda(cuda), Device::Cpu) => {
+                let source = self.storage.cuda()?.read()?;
+                cuda.download(source.slice(), output.write()?.bytes(), &keep_waiting)?;
+            }
+            (Device::Cuda(from), Device::Cuda(to)) => {
+                let source = self.storage.cuda()?.read()?;
+                from.copy_to_device(source.slice(), to, output.storage.cuda()?.write()?.slice())?;
+            }
+            (Device::Cpu, Device::Cpu) => unreachable!("they are equal"),
         }
         Ok(output)
     }
@@ -139,15 +193,15 @@ impl Tensor {
         if dtype == self.dtype() {
             return Ok(self.clone());
         }
-        let output = Self::empty("to", &self.shape, dtype, self.format)?;
-        Cpu.copy(self.read()?.slice(), output.write()?.slice())?;
+        let output = self.new_empty("to", &self.shape, dtype, self.format)?;
+        run!("to"; read(x = self); write(y = &output); device => device.copy(x, y))?;
         Ok(output)
     }
 
     /// A copy with storage of its own.
     pub fn duplicate(&self) -> Result<Self> {
         let output = self.empty_like("clone")?;
-        Cpu.copy(self.read()?.slice(), output.write()?.slice())?;
+        run!("clone"; read(x = self); write(y = &output); device => device.copy(x, y))?;
         Ok(output)
     }
 
@@ -163,14 +217,23 @@ impl Tensor {
         Ok(Self { shape: shape.to_vec(), ..self.contiguous()? })
     }
 
-    /// Replaces the contents by those of `source`, converted to this type and format.
+    /// Replaces the contents by those of `source`, converted to this type, format and device.
     pub fn copy_from(&self, source: &Tensor) -> Result<()> {
         self.expect_shape("copy_", source.shape())?;
         if Arc::ptr_eq(&self.storage, &source.storage) && self.format == source.format {
             return Ok(());
         }
         let source = source.to_dtype(self.dtype())?.to_format(self.format)?;
-        Cpu.copy(source.read()?.slice(), self.write()?.slice())?;
+        match (source.device(), self.device()) {
+            // Straight into this storage: a copy in between would be one more pass over the memory.
+            (Device::Cpu, Device::Cuda(cuda)) => {
+                cuda.upload(source.read()?.bytes(), self.storage.cuda()?.write()?.slice())?;
+            }
+            (from, to) => {
+                let source = if from == to { source } else { source.to_device(&to)? };
+                run!("copy_"; read(x = &source); write(y = self); device => device.copy(x, y))?;
+            }
+        }
         self.storage.bump_version();
         Ok(())
     }
@@ -199,9 +262,10 @@ impl Tensor {
         Err(Error::expected(Code::DType, op, format!("{what} of {dtype}"), self.dtype()))
     }
 
-    /// Fails unless this tensor holds float32 or float64.
+    /// Fails unless operations compute with this tensor's type: float32 and float64, on a GPU the half types too.
     pub fn expect_float(&self, op: &str) -> Result<()> {
-        if matches!(self.dtype(), DType::F32 | DType::F64) {
+        let half = matches!(self.storage.device(), Device::Cuda(_)) && self.dtype().is_float();
+        if half || matches!(self.dtype(), DType::F32 | DType::F64) {
             return Ok(());
         }
         Err(Error::expected(Code::DType, op, "float32 or float64", self.dtype()))

@@ -1,8 +1,10 @@
 //! A collective under way: wait for it, ask whether it is done, or be told.
 
+use std::any::Any;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use syncbn_comm::interrupt::{CHECK_INTERVAL, is_interrupted};
 use syncbn_core::{Code, Error, Result};
+use syncbn_cuda::{Cuda, Event};
 
 type Callback = Box<dyn FnOnce(Result<()>) + Send>;
 
@@ -10,6 +12,16 @@ type Callback = Box<dyn FnOnce(Result<()>) + Send>;
 struct State {
     result: Option<Result<()>>,
     callbacks: Vec<Callback>,
+    /// Work on a GPU, until it is waited for or done.
+    device: Option<DeviceWork>,
+}
+
+/// What a device still works on.
+struct DeviceWork {
+    cuda: Cuda,
+    event: Arc<Event>,
+    /// What keeps its tensors alive and untouched.
+    guards: Box<dyn Any + Send>,
 }
 
 /// One collective's outcome, shared by whoever asks.
@@ -23,25 +35,49 @@ impl std::fmt::Debug for Work {
 }
 
 impl Work {
+    /// Work that is done.
+    pub(crate) fn done() -> Self {
+        let work = Self::default();
+        work.complete(Ok(()));
+        work
+    }
+
+    /// Work that is on a GPU, and done when `event` is; `guards` are kept until then, or until it is waited for.
+    pub(crate) fn on_device(cuda: Cuda, event: Arc<Event>, guards: Box<dyn Any + Send>) -> Self {
+        let work = Self::default();
+        work.state().device = Some(DeviceWork { cuda, event, guards });
+        work
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sets the outcome and tells everybody; called once.
     pub(crate) fn complete(&self, result: Result<()>) {
-        let callbacks = {
+        let (callbacks, device) = {
             let mut state = self.state();
             state.result = Some(result.clone());
-            std::mem::take(&mut state.callbacks)
+            (std::mem::take(&mut state.callbacks), state.device.take())
         };
+        drop(device);
         self.0.1.notify_all();
         callbacks.into_iter().for_each(|callback| callback(result.clone()));
     }
 
     /// Blocks until the outcome is there. The operation's own deadline bounds the wait, and so does the end of this
     /// thread (see [`syncbn_comm::interrupt`]), with [`Code::Aborted`].
+    ///
+    /// Work on a GPU is waited for by its compute stream: this returns at once, and what is enqueued later sees the
+    /// result.
     pub fn wait(&self) -> Result<()> {
         let mut state = self.state();
+        if let Some(DeviceWork { cuda, event, guards }) = state.device.take() {
+            drop(state);
+            let waiting = cuda.stream().wait(&event);
+            drop(guards);
+            return waiting;
+        }
         loop {
             if let Some(result) = &state.result {
                 return result.clone();
@@ -61,6 +97,11 @@ impl Work {
     /// Calls back with the outcome, at once if it is there, else from the thread that makes it.
     pub fn on_complete(&self, callback: impl FnOnce(Result<()>) + Send + 'static) {
         let mut state = self.state();
+        if state.device.as_ref().is_some_and(|work| work.cuda.is_capturing()) {
+            drop(state);
+            let message = "a collective inside cuda.capture is not done before a replay: expected wait(), got await";
+            return callback(Err(Error::new(Code::Capture, message)));
+        }
         match state.result.clone() {
             None => state.callbacks.push(Box::new(callback)),
             Some(result) => {

@@ -1,9 +1,9 @@
 //! Two-dimensional convolution.
 
+use crate::device::run;
 use crate::tensor::Tensor;
 use syncbn_core::ops::{Along, Conv2d};
 use syncbn_core::{Code, Error, MemoryFormat, Ops, Result};
-use syncbn_cpu::Cpu;
 
 /// How the kernel moves over the input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,14 +67,14 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, options: Convo
         bias.expect_dtype("conv2d", "a bias", x.dtype())?;
         bias.expect_shape("conv2d bias", &[geometry.out_channels])?;
     }
-    let output = Tensor::empty("conv2d", &output_shape(&geometry), x.dtype(), x.format())?;
+    let output = x.new_empty("conv2d", &output_shape(&geometry), x.dtype(), x.format())?;
     let weight = weight.contiguous()?;
-    Cpu.conv2d(x.read()?.slice(), weight.read()?.slice(), &geometry, output.write()?.slice())?;
+    run!("conv2d"; read(x = x, weight = &weight); write(y = &output); device => device.conv2d(x, weight, &geometry, y))?;
     if let Some(bias) = bias {
         let plane = geometry.output[0] * geometry.output[1];
         let (outer, inner) = if geometry.channels_last { (geometry.batch * plane, 1) } else { (geometry.batch, plane) };
         let along = Along { outer, size: geometry.out_channels, inner };
-        Cpu.add_bias(output.write()?.slice(), bias.read()?.slice(), along)?;
+        run!("conv2d"; read(bias = bias); write(y = &output); device => device.add_bias(y, bias, along))?;
     }
     Ok(output)
 }
@@ -92,13 +92,9 @@ pub fn conv2d_backward_input(
     let geometry = geometry(input_shape, weight.shape(), options, format)?;
     grad_output.expect_shape("conv2d gradOutput", &output_shape(&geometry))?;
     let (grad_output, weight) = (grad_output.to_format(format)?, weight.contiguous()?);
-    let grad_input = Tensor::empty("conv2d", input_shape, weight.dtype(), format)?;
-    Cpu.conv2d_backward_input(
-        grad_output.read()?.slice(),
-        weight.read()?.slice(),
-        &geometry,
-        grad_input.write()?.slice(),
-    )?;
+    let grad_input = weight.new_empty("conv2d", input_shape, weight.dtype(), format)?;
+    run!("conv2d"; read(dy = &grad_output, weight = &weight); write(dx = &grad_input); device =>
+        device.conv2d_backward_input(dy, weight, &geometry, dx))?;
     Ok(grad_input)
 }
 
@@ -114,12 +110,8 @@ pub fn conv2d_backward_weight(
     let geometry = geometry(x.shape(), weight_shape, options, x.format())?;
     grad_output.expect_shape("conv2d gradOutput", &output_shape(&geometry))?;
     let grad_output = grad_output.to_format(x.format())?;
-    let grad_weight = Tensor::empty("conv2d", weight_shape, x.dtype(), MemoryFormat::Contiguous)?;
-    Cpu.conv2d_backward_weight(
-        grad_output.read()?.slice(),
-        x.read()?.slice(),
-        &geometry,
-        grad_weight.write()?.slice(),
-    )?;
+    let grad_weight = x.new_empty("conv2d", weight_shape, x.dtype(), MemoryFormat::Contiguous)?;
+    run!("conv2d"; read(dy = &grad_output, x = x); write(dw = &grad_weight); device =>
+        device.conv2d_backward_weight(dy, x, &geometry, dw))?;
     Ok(grad_weight)
 }

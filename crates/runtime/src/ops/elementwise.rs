@@ -1,10 +1,10 @@
 //! Arithmetic on elements.
 
+use crate::device::run;
 use crate::layout::{broadcast_shape, broadcast_strides};
 use crate::tensor::Tensor;
 use syncbn_core::ops::{BinaryOp, Broadcast, Restride};
 use syncbn_core::{Code, Error, MemoryFormat, Ops, Result};
-use syncbn_cpu::Cpu;
 
 fn name(op: BinaryOp) -> &'static str {
     match op {
@@ -29,13 +29,13 @@ pub fn binary(op: BinaryOp, a: &Tensor, b: &Tensor) -> Result<Tensor> {
         .into_iter()
         .find(|operand| operand.shape().len() == shape.len() && operand.format() != MemoryFormat::Contiguous)
         .map_or(MemoryFormat::Contiguous, Tensor::format);
-    let output = Tensor::empty(name(op), &shape, a.dtype(), format)?;
+    let output = a.new_empty(name(op), &shape, a.dtype(), format)?;
     let order = memory_order(format, shape.len());
     let pick = |from: &[usize]| order.iter().map(|&dimension| from[dimension]).collect::<Vec<_>>();
     let strides = |operand: &Tensor| pick(&broadcast_strides(operand.shape(), &operand.strides(), &shape));
     let layout = Broadcast { shape: pick(&shape), a: strides(a), b: strides(b) };
     if output.numel() > 0 {
-        Cpu.binary(op, a.read()?.slice(), b.read()?.slice(), &layout, output.write()?.slice())?;
+        run!(name(op); read(a = a, b = b); write(y = &output); device => device.binary(op, a, b, &layout, y))?;
     }
     Ok(output)
 }
@@ -44,7 +44,7 @@ pub fn binary(op: BinaryOp, a: &Tensor, b: &Tensor) -> Result<Tensor> {
 pub fn binary_scalar(op: BinaryOp, a: &Tensor, scalar: f64) -> Result<Tensor> {
     a.expect_float(name(op))?;
     let output = a.empty_like(name(op))?;
-    Cpu.binary_scalar(op, a.read()?.slice(), scalar, output.write()?.slice())?;
+    run!(name(op); read(a = a); write(y = &output); device => device.binary_scalar(op, a, scalar, y))?;
     Ok(output)
 }
 
@@ -54,11 +54,11 @@ pub fn expand(a: &Tensor, shape: &[usize]) -> Result<Tensor> {
         let expected = format!("a shape that broadcasts to {shape:?}");
         return Err(Error::expected(Code::Shape, "expand", expected, format!("{:?}", a.shape())));
     }
-    let output = Tensor::empty("expand", shape, a.dtype(), MemoryFormat::Contiguous)?;
+    let output = a.new_empty("expand", shape, a.dtype(), MemoryFormat::Contiguous)?;
     let input = broadcast_strides(a.shape(), &a.strides(), shape);
     let layout = Restride { shape: shape.to_vec(), input, output: output.strides() };
     if output.numel() > 0 {
-        Cpu.restride(a.read()?.slice(), &layout, output.write()?.slice())?;
+        run!("expand"; read(a = a); write(y = &output); device => device.restride(a, &layout, y))?;
     }
     Ok(output)
 }
@@ -69,14 +69,14 @@ pub fn add_in_place(accumulator: &Tensor, addend: &Tensor) -> Result<()> {
     addend.expect_dtype("add_", "an addend", accumulator.dtype())?;
     addend.expect_shape("add_", accumulator.shape())?;
     let addend = addend.to_format(accumulator.format())?;
-    Cpu.add_in_place(accumulator.write()?.slice(), addend.read()?.slice())?;
+    run!("add_"; read(addend = &addend); write(sum = accumulator); device => device.add_in_place(sum, addend))?;
     accumulator.storage().bump_version();
     Ok(())
 }
 
 /// Every element becomes `value`.
 pub fn fill_in_place(target: &Tensor, value: f64) -> Result<()> {
-    Cpu.fill(target.write()?.slice(), value)?;
+    run!("fill_"; read(); write(target = target); device => device.fill(target, value))?;
     target.storage().bump_version();
     Ok(())
 }
@@ -85,7 +85,7 @@ pub fn fill_in_place(target: &Tensor, value: f64) -> Result<()> {
 pub fn relu(x: &Tensor) -> Result<Tensor> {
     x.expect_float("relu")?;
     let output = x.empty_like("relu")?;
-    Cpu.relu(x.read()?.slice(), output.write()?.slice())?;
+    run!("relu"; read(x = x); write(y = &output); device => device.relu(x, y))?;
     Ok(output)
 }
 
@@ -96,6 +96,6 @@ pub fn relu_backward(grad_output: &Tensor, output: &Tensor) -> Result<Tensor> {
     grad_output.expect_shape("relu", output.shape())?;
     let grad_output = grad_output.to_format(output.format())?;
     let grad_input = output.empty_like("relu")?;
-    Cpu.relu_backward(grad_output.read()?.slice(), output.read()?.slice(), grad_input.write()?.slice())?;
+    run!("relu"; read(dy = &grad_output, y = output); write(dx = &grad_input); device => device.relu_backward(dy, y, dx))?;
     Ok(grad_input)
 }

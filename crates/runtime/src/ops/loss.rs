@@ -1,10 +1,10 @@
 //! softmax and cross entropy.
 
+use crate::device::run;
 use crate::layout::{along, dimension};
 use crate::tensor::Tensor;
 use syncbn_core::ops::{CrossEntropy, LossReduction};
 use syncbn_core::{Code, DType, Error, MemoryFormat, Ops, Result};
-use syncbn_cpu::Cpu;
 
 /// softmax along `dim`, or its logarithm; contiguous.
 pub fn softmax(x: &Tensor, dim: i64, log: bool) -> Result<Tensor> {
@@ -12,7 +12,7 @@ pub fn softmax(x: &Tensor, dim: i64, log: bool) -> Result<Tensor> {
     let along = along(x.shape(), dimension("softmax", dim, x.shape().len())?);
     let x = x.contiguous()?;
     let output = x.empty_like("softmax")?;
-    Cpu.softmax(x.read()?.slice(), along, log, output.write()?.slice())?;
+    run!("softmax"; read(x = &x); write(y = &output); device => device.softmax(x, along, log, y))?;
     Ok(output)
 }
 
@@ -24,7 +24,8 @@ pub fn softmax_backward(grad_output: &Tensor, output: &Tensor, dim: i64, log: bo
     let along = along(output.shape(), dimension("softmax", dim, output.shape().len())?);
     let (grad_output, output) = (grad_output.contiguous()?, output.contiguous()?);
     let grad_input = output.empty_like("softmax")?;
-    Cpu.softmax_backward(grad_output.read()?.slice(), output.read()?.slice(), along, log, grad_input.write()?.slice())?;
+    run!("softmax"; read(dy = &grad_output, y = &output); write(dx = &grad_input); device =>
+        device.softmax_backward(dy, y, along, log, dx))?;
     Ok(grad_input)
 }
 
@@ -60,16 +61,11 @@ pub fn cross_entropy(
     logits.expect_float("crossEntropy")?;
     let options = options(logits, targets, ignore_index, reduction)?;
     let (log_probs, targets) = (softmax(logits, 1, true)?, targets.contiguous()?);
-    let scalar = |shape: &[usize]| Tensor::empty("crossEntropy", shape, logits.dtype(), MemoryFormat::Contiguous);
+    let scalar = |shape: &[usize]| logits.new_empty("crossEntropy", shape, logits.dtype(), MemoryFormat::Contiguous);
     let loss = scalar(if reduction == LossReduction::None { targets.shape() } else { &[] })?;
     let counted = scalar(&[])?;
-    Cpu.nll_loss(
-        log_probs.read()?.slice(),
-        targets.read()?.slice(),
-        options,
-        loss.write()?.slice(),
-        counted.write()?.slice(),
-    )?;
+    run!("crossEntropy"; read(p = &log_probs, targets = &targets); write(loss = &loss, counted = &counted); device =>
+        device.nll_loss(p, targets, options, loss, counted))?;
     Ok(CrossEntropyForward { loss, log_probs, counted })
 }
 
@@ -91,13 +87,8 @@ pub fn cross_entropy_backward(
     )?;
     let grad_loss = grad_loss.contiguous()?;
     let grad_logits = log_probs.empty_like("crossEntropy")?;
-    Cpu.cross_entropy_backward(
-        grad_loss.read()?.slice(),
-        log_probs.read()?.slice(),
-        targets.read()?.slice(),
-        options,
-        counted.read()?.slice(),
-        grad_logits.write()?.slice(),
-    )?;
+    run!("crossEntropy";
+        read(dy = &grad_loss, p = log_probs, targets = &targets, counted = counted); write(dx = &grad_logits); device =>
+        device.cross_entropy_backward(dy, p, targets, options, counted, dx))?;
     Ok(grad_logits)
 }

@@ -1,9 +1,9 @@
 //! Matrix products.
 
+use crate::device::run;
 use crate::tensor::Tensor;
 use syncbn_core::ops::{Along, Matmul};
 use syncbn_core::{Code, Error, MemoryFormat, Ops, Result};
-use syncbn_cpu::Cpu;
 
 /// The last two sizes, swapped if the matrix is to be read transposed.
 fn matrix(op: &str, tensor: &Tensor, transposed: bool) -> Result<(Vec<usize>, usize, usize)> {
@@ -26,7 +26,7 @@ pub fn matmul(a: &Tensor, b: &Tensor, transpose_a: bool, transpose_b: bool) -> R
         );
         return Err(Error::expected(Code::Shape, "matmul", expected, format!("{:?} and {:?}", a.shape(), b.shape())));
     }
-    let output = Tensor::empty("matmul", &[&batch[..], &[m, n]].concat(), a.dtype(), MemoryFormat::Contiguous)?;
+    let output = a.new_empty("matmul", &[&batch[..], &[m, n]].concat(), a.dtype(), MemoryFormat::Contiguous)?;
     let b_batch_stride = if b_batch.is_empty() { 0 } else { k * n };
     let products: usize = batch.iter().product();
     // Products that share B and read A as it lies are one product with more rows.
@@ -35,7 +35,7 @@ pub fn matmul(a: &Tensor, b: &Tensor, transpose_a: bool, transpose_b: bool) -> R
     let geometry = Matmul { batch, m, n, k, transpose_a, transpose_b, b_batch_stride, accumulate: false };
     if output.numel() > 0 {
         let (a, b) = (a.contiguous()?, b.contiguous()?);
-        Cpu.matmul(a.read()?.slice(), b.read()?.slice(), geometry, output.write()?.slice())?;
+        run!("matmul"; read(a = &a, b = &b); write(c = &output); device => device.matmul(a, b, geometry, c))?;
     }
     Ok(output)
 }
@@ -58,7 +58,7 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
     let output = matmul(&x.reshape(&[rows, last])?, weight, false, true)?;
     if let Some(bias) = bias {
         let along = Along { outer: rows, size: out_features, inner: 1 };
-        Cpu.add_bias(output.write()?.slice(), bias.read()?.slice(), along)?;
+        run!("linear"; read(bias = bias); write(y = &output); device => device.add_bias(y, bias, along))?;
     }
     output.reshape(&[batch, &[out_features]].concat())
 }

@@ -1,9 +1,9 @@
 //! Two-dimensional pooling. Results have the format of the input; gradients that of the output's gradient.
 
+use crate::device::run;
 use crate::tensor::Tensor;
 use syncbn_core::ops::Pool2d;
 use syncbn_core::{Code, DType, Error, MemoryFormat, Ops, Result};
-use syncbn_cpu::Cpu;
 
 /// How the window moves over the input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,9 +58,10 @@ fn output_shape(geometry: &Pool2d) -> [usize; 4] {
 pub fn max_pool2d(x: &Tensor, options: PoolOptions) -> Result<(Tensor, Tensor)> {
     x.expect_float("maxPool2d")?;
     let geometry = geometry("maxPool2d", x.shape(), options, x.format())?;
-    let output = Tensor::empty("maxPool2d", &output_shape(&geometry), x.dtype(), x.format())?;
-    let indices = Tensor::empty("maxPool2d", &output_shape(&geometry), DType::I64, x.format())?;
-    Cpu.max_pool2d(x.read()?.slice(), &geometry, output.write()?.slice(), indices.write()?.slice())?;
+    let output = x.new_empty("maxPool2d", &output_shape(&geometry), x.dtype(), x.format())?;
+    let indices = x.new_empty("maxPool2d", &output_shape(&geometry), DType::I64, x.format())?;
+    run!("maxPool2d"; read(x = x); write(y = &output, indices = &indices); device =>
+        device.max_pool2d(x, &geometry, y, indices))?;
     Ok((output, indices))
 }
 
@@ -77,13 +78,9 @@ pub fn max_pool2d_backward(
     indices.expect_shape("maxPool2d indices", &output_shape(&geometry))?;
     grad_output.expect_shape("maxPool2d gradOutput", &output_shape(&geometry))?;
     let grad_output = grad_output.to_format(indices.format())?;
-    let grad_input = Tensor::empty("maxPool2d", input_shape, grad_output.dtype(), indices.format())?;
-    Cpu.max_pool2d_backward(
-        grad_output.read()?.slice(),
-        indices.read()?.slice(),
-        &geometry,
-        grad_input.write()?.slice(),
-    )?;
+    let grad_input = indices.new_empty("maxPool2d", input_shape, grad_output.dtype(), indices.format())?;
+    run!("maxPool2d"; read(dy = &grad_output, indices = indices); write(dx = &grad_input); device =>
+        device.max_pool2d_backward(dy, indices, &geometry, dx))?;
     Ok(grad_input)
 }
 
@@ -91,8 +88,8 @@ pub fn max_pool2d_backward(
 pub fn avg_pool2d(x: &Tensor, options: PoolOptions) -> Result<Tensor> {
     x.expect_float("avgPool2d")?;
     let geometry = geometry("avgPool2d", x.shape(), options, x.format())?;
-    let output = Tensor::empty("avgPool2d", &output_shape(&geometry), x.dtype(), x.format())?;
-    Cpu.avg_pool2d(x.read()?.slice(), &geometry, output.write()?.slice())?;
+    let output = x.new_empty("avgPool2d", &output_shape(&geometry), x.dtype(), x.format())?;
+    run!("avgPool2d"; read(x = x); write(y = &output); device => device.avg_pool2d(x, &geometry, y))?;
     Ok(output)
 }
 
@@ -101,8 +98,9 @@ pub fn avg_pool2d_backward(grad_output: &Tensor, input_shape: &[usize], options:
     grad_output.expect_float("avgPool2d")?;
     let geometry = geometry("avgPool2d", input_shape, options, grad_output.format())?;
     grad_output.expect_shape("avgPool2d gradOutput", &output_shape(&geometry))?;
-    let grad_input = Tensor::empty("avgPool2d", input_shape, grad_output.dtype(), grad_output.format())?;
-    Cpu.avg_pool2d_backward(grad_output.read()?.slice(), &geometry, grad_input.write()?.slice())?;
+    let grad_input = grad_output.new_empty("avgPool2d", input_shape, grad_output.dtype(), grad_output.format())?;
+    run!("avgPool2d"; read(dy = grad_output); write(dx = &grad_input); device =>
+        device.avg_pool2d_backward(dy, &geometry, dx))?;
     Ok(grad_input)
 }
 
@@ -110,8 +108,8 @@ pub fn avg_pool2d_backward(grad_output: &Tensor, input_shape: &[usize], options:
 pub fn adaptive_avg_pool2d(x: &Tensor, output: [usize; 2]) -> Result<Tensor> {
     x.expect_float("adaptiveAvgPool2d")?;
     let geometry = adaptive_geometry(x.shape(), output, x.format())?;
-    let output = Tensor::empty("adaptiveAvgPool2d", &output_shape(&geometry), x.dtype(), x.format())?;
-    Cpu.adaptive_avg_pool2d(x.read()?.slice(), &geometry, output.write()?.slice())?;
+    let output = x.new_empty("adaptiveAvgPool2d", &output_shape(&geometry), x.dtype(), x.format())?;
+    run!("adaptiveAvgPool2d"; read(x = x); write(y = &output); device => device.adaptive_avg_pool2d(x, &geometry, y))?;
     Ok(output)
 }
 
@@ -121,7 +119,9 @@ pub fn adaptive_avg_pool2d_backward(grad_output: &Tensor, input_shape: &[usize])
     let [_, _, height, width] = sizes("adaptiveAvgPool2d", grad_output.shape())?;
     let geometry = adaptive_geometry(input_shape, [height, width], grad_output.format())?;
     grad_output.expect_shape("adaptiveAvgPool2d gradOutput", &output_shape(&geometry))?;
-    let grad_input = Tensor::empty("adaptiveAvgPool2d", input_shape, grad_output.dtype(), grad_output.format())?;
-    Cpu.adaptive_avg_pool2d_backward(grad_output.read()?.slice(), &geometry, grad_input.write()?.slice())?;
+    let grad_input =
+        grad_output.new_empty("adaptiveAvgPool2d", input_shape, grad_output.dtype(), grad_output.format())?;
+    run!("adaptiveAvgPool2d"; read(dy = grad_output); write(dx = &grad_input); device =>
+        device.adaptive_avg_pool2d_backward(dy, &geometry, dx))?;
     Ok(grad_input)
 }

@@ -1,10 +1,10 @@
 //! Sums, means and positions of maxima.
 
+use crate::device::run;
 use crate::layout::{along, broadcast_shape, dimension};
 use crate::tensor::Tensor;
 use syncbn_core::ops::Reduction;
 use syncbn_core::{Code, DType, Error, MemoryFormat, Ops, Result};
-use syncbn_cpu::Cpu;
 
 /// Sums the dimensions where `reduced` is true and multiplies by `scale`; the result has `shape`.
 fn reduce(a: &Tensor, reduced: &[bool], shape: &[usize], scale: f64) -> Result<Tensor> {
@@ -19,8 +19,8 @@ fn reduce(a: &Tensor, reduced: &[bool], shape: &[usize], scale: f64) -> Result<T
         reduced_strides: pick(&strides, true),
         scale,
     };
-    let output = Tensor::empty("sum", shape, a.dtype(), MemoryFormat::Contiguous)?;
-    Cpu.sum(a.read()?.slice(), &layout, output.write()?.slice())?;
+    let output = a.new_empty("sum", shape, a.dtype(), MemoryFormat::Contiguous)?;
+    run!("sum"; read(a = a); write(y = &output); device => device.sum(a, &layout, y))?;
     Ok(output)
 }
 
@@ -71,7 +71,8 @@ pub fn argmax(a: &Tensor, dim: i64) -> Result<Tensor> {
     }
     let a = a.contiguous()?;
     let shape = [&a.shape()[..dim], &a.shape()[dim + 1..]].concat();
-    let output = Tensor::empty("argmax", &shape, DType::I64, MemoryFormat::Contiguous)?;
-    Cpu.argmax(a.read()?.slice(), along(a.shape(), dim), output.write()?.slice())?;
+    let output = a.new_empty("argmax", &shape, DType::I64, MemoryFormat::Contiguous)?;
+    let along = along(a.shape(), dim);
+    run!("argmax"; read(a = &a); write(y = &output); device => device.argmax(a, along, y))?;
     Ok(output)
 }

@@ -1,5 +1,6 @@
 //! Putting samples together and taking them apart, along a first dimension.
 
+use crate::region::Region;
 use crate::tensor::Tensor;
 use syncbn_core::{Code, Error, MemoryFormat, Result};
 
@@ -13,13 +14,9 @@ pub fn stack(tensors: &[Tensor]) -> Result<Tensor> {
         tensor.expect_dtype("stack", "tensors", first.dtype())?;
     }
     let shape = [&[tensors.len()], first.shape()].concat();
-    let output = Tensor::empty("stack", &shape, first.dtype(), MemoryFormat::Contiguous)?;
-    {
-        let (mut guard, row) = (output.write()?, first.storage().bytes());
-        for (index, tensor) in tensors.iter().enumerate() {
-            let tensor = tensor.contiguous()?;
-            guard.bytes()[index * row..][..row].copy_from_slice(tensor.read()?.bytes());
-        }
+    let (output, row) = (first.new_empty("stack", &shape, first.dtype(), MemoryFormat::Contiguous)?, first.numel());
+    for (index, tensor) in tensors.iter().enumerate() {
+        Region::new(&output, index * row..(index + 1) * row).copy_from(&tensor.contiguous()?)?;
     }
     Ok(output)
 }
@@ -36,8 +33,8 @@ pub fn slice_rows(tensor: &Tensor, start: usize, end: usize) -> Result<Tensor> {
         ));
     }
     let shape = [&[end - start], tensor.shape().get(1..).unwrap_or(&[])].concat();
-    let output = Tensor::empty("slice", &shape, tensor.dtype(), MemoryFormat::Contiguous)?;
-    let (tensor, row) = (tensor.contiguous()?, tensor.storage().bytes() / rows.max(1));
-    output.write()?.bytes().copy_from_slice(&tensor.read()?.bytes()[start * row..end * row]);
+    let output = tensor.new_empty("slice", &shape, tensor.dtype(), MemoryFormat::Contiguous)?;
+    let (tensor, row) = (tensor.contiguous()?, tensor.numel() / rows.max(1));
+    Region::new(&tensor, start * row..end * row).copy_to(&output)?;
     Ok(output)
 }

@@ -2,6 +2,10 @@
 
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+pub mod place;
+
+pub use place::{Place, place};
+
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
@@ -9,8 +13,8 @@ use std::time::Duration;
 use syncbn_comm::CancelToken;
 use syncbn_core::{Code, DType, Error, MemoryFormat, Result};
 use syncbn_cpu::HostSlice;
-use syncbn_runtime::process_group::ProcessGroupOptions;
-use syncbn_runtime::{ProcessGroup, Tensor};
+use syncbn_runtime::process_group::{Backend, ProcessGroupOptions};
+use syncbn_runtime::{Device, ProcessGroup, Tensor};
 
 /// Bounds every wait of a test, long enough for a loaded machine.
 pub const TIMEOUT: Duration = Duration::from_secs(20);
@@ -39,16 +43,22 @@ pub fn free_port() -> u16 {
 pub fn ranks<T: Send>(size: usize, body: impl Fn(&ProcessGroup) -> T + Sync) -> Vec<T> {
     let port = free_port();
     let groups: Vec<ProcessGroup> = join_all(size, |rank| {
+        place::set_rank(rank);
         let options = ProcessGroupOptions {
             init_method: format!("tcp://127.0.0.1:{port}"),
             rank: Some(rank),
             world_size: Some(size),
             timeout: TIMEOUT,
             token: Some("secret".into()),
+            backend: Some(if place() == Place::CudaNccl { Backend::Nccl } else { Backend::Tcp }),
+            device: Some(place::device()),
         };
         ProcessGroup::init(&options, CancelToken::default()).unwrap()
     });
-    let results = join_all(size, |rank| body(&groups[rank]));
+    let results = join_all(size, |rank| {
+        place::set_rank(rank);
+        body(&groups[rank])
+    });
     join_all(size, |rank| groups[rank].destroy());
     results
 }
@@ -62,18 +72,21 @@ pub fn join_all<T: Send>(count: usize, body: impl Fn(usize) -> T + Sync) -> Vec<
     })
 }
 
-/// A tensor of `values`, given in row-major order.
+/// A tensor of `values`, given in row-major order, on this rank's device.
 pub fn tensor(values: &[f64], shape: &[usize], dtype: DType, format: MemoryFormat) -> Tensor {
-    Tensor::from_slice("test", HostSlice::F64(values), shape, dtype, format).unwrap()
+    let tensor = Tensor::from_slice("test", HostSlice::F64(values), shape, dtype, format).unwrap();
+    tensor.to_device(&place::device()).unwrap()
 }
 
-/// A one-dimensional tensor of float32.
+/// A one-dimensional tensor of float32 on this rank's device.
 pub fn row(values: &[f32]) -> Tensor {
-    Tensor::from_slice("test", HostSlice::F32(values), &[values.len()], DType::F32, MemoryFormat::Contiguous).unwrap()
+    let wide: Vec<f64> = values.iter().map(|&value| value.into()).collect();
+    tensor(&wide, &[values.len()], DType::F32, MemoryFormat::Contiguous)
 }
 
 /// The values of a tensor in row-major order.
 pub fn values(tensor: &Tensor) -> Vec<f64> {
+    let tensor = tensor.to_device(&Device::Cpu).unwrap();
     let wide = tensor.to_dtype(DType::F64).unwrap().contiguous().unwrap();
     let guard = wide.read().unwrap();
     let HostSlice::F64(values) = guard.slice() else { panic!("converted to float64") };
@@ -88,7 +101,7 @@ pub fn floats(tensor: &Tensor) -> Vec<f32> {
 
 /// The memory of a tensor.
 pub fn bytes(tensor: &Tensor) -> Vec<u8> {
-    tensor.read().unwrap().bytes().to_vec()
+    tensor.to_device(&Device::Cpu).unwrap().read().unwrap().bytes().to_vec()
 }
 
 /// Asserts the code of an error and returns it.

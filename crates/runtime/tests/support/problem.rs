@@ -1,11 +1,13 @@
 //! One batch norm over several ranks: its numbers, the calls that compute it, and what they gave.
 
+#![allow(dead_code, reason = "each test binary uses a part")]
+
 use crate::support::{ranks, tensor, values};
 use syncbn_core::generator::Generator;
 use syncbn_core::{DType, MemoryFormat, Result};
 use syncbn_runtime::array::Options;
 use syncbn_runtime::batch_norm::{self, Needs, Parameters};
-use syncbn_runtime::{ProcessGroup, Tensor};
+use syncbn_runtime::{ProcessGroup, Tensor, gpu};
 
 /// The nearest number of `dtype`.
 pub fn round(dtype: DType, value: f64) -> f64 {
@@ -167,6 +169,8 @@ impl Layer {
     pub fn step(&self, options: Options, group: Option<&ProcessGroup>) -> Result<Step> {
         let (y, saved) = batch_norm::forward(&self.x, self.parameters(), options, group)?;
         let grads = batch_norm::backward(&self.dy, &self.x, self.weight.as_ref(), &saved, ALL)?;
+        // What only the device can see is an error of the step.
+        gpu::synchronize(&self.x.device())?;
         let read = |gradient: Option<Tensor>| values(&gradient.expect("asked for"));
         Ok(Step {
             y: values(&y),
@@ -175,7 +179,7 @@ impl Layer {
             dx: read(grads.input),
             grad_weight: read(grads.weight),
             grad_bias: read(grads.bias),
-            saved: saved.values(),
+            saved: saved.values()?,
             running: self.running(),
         })
     }

@@ -1,5 +1,9 @@
-//! What the native work costs without the language around it: for benchmarks.
+//! What the native work costs without the language around it: for benchmarks. Here on the host; [`cuda`] on a GPU.
 
+pub mod cuda;
+mod cuda_batch_norm;
+
+use crate::device::Device;
 use crate::process_group::ProcessGroup;
 use crate::random::{Distribution, random};
 use crate::tensor::Tensor;
@@ -36,7 +40,7 @@ struct Step {
 impl Step {
     fn new(shape: &[usize], format: MemoryFormat) -> Result<Self> {
         let tensor = |shape: &[usize]| random(Distribution::Normal, shape, DType::F32, format);
-        let per_channel = || Tensor::full(&shape[1..2], 1.0, DType::F32, MemoryFormat::Contiguous);
+        let per_channel = || Tensor::full(&Device::Cpu, &shape[1..2], 1.0, DType::F32, MemoryFormat::Contiguous);
         let parsed = BatchNormShape::new("timeBatchNorm", shape, format)?;
         let (input, grad_output) = (tensor(shape)?, tensor(shape)?);
         let channels = [(); 6].map(|()| per_channel());

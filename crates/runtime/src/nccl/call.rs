@@ -1,0 +1,97 @@
+//! What a rank asks of a communicator, in a form that can be compared between ranks.
+
+use std::fmt;
+use syncbn_core::{DType, ReduceOp};
+
+/// Which collective.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Every rank's part to every rank.
+    AllGather,
+    /// Values combined over the ranks.
+    AllReduce(ReduceOp),
+    /// One rank's values to all; the root's index in the group.
+    Broadcast(usize),
+}
+
+/// A collective and what must agree between ranks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Call {
+    pub(crate) kind: Kind,
+    pub(crate) dtype: DType,
+    /// Elements this rank gives.
+    pub(crate) count: usize,
+}
+
+/// Bytes of an encoded call.
+pub(crate) const CALL_BYTES: usize = 16;
+
+const DTYPES: [DType; 6] = [DType::F32, DType::F64, DType::F16, DType::BF16, DType::I32, DType::I64];
+
+fn index_of<T: PartialEq>(list: &[T], item: &T) -> u8 {
+    list.iter().position(|other| other == item).map_or(u8::MAX, |index| index as u8)
+}
+
+impl Call {
+    /// A form of [`CALL_BYTES`] bytes; equal exactly for equal calls.
+    pub(crate) fn encode(self) -> [u8; CALL_BYTES] {
+        let mut bytes = [0; CALL_BYTES];
+        let (kind, detail) = match self.kind {
+            Kind::AllGather => (0, 0),
+            Kind::AllReduce(op) => (1, u32::from(index_of(&ReduceOp::ALL, &op))),
+            Kind::Broadcast(root) => (2, root as u32),
+        };
+        (bytes[0], bytes[1]) = (kind, index_of(&DTYPES, &self.dtype));
+        bytes[4..8].copy_from_slice(&detail.to_le_bytes());
+        bytes[8..].copy_from_slice(&(self.count as u64).to_le_bytes());
+        bytes
+    }
+
+    /// The call another rank encoded; `None` for bytes no rank of this version writes.
+    pub(crate) fn decode(bytes: &[u8; CALL_BYTES]) -> Option<Self> {
+        let number =
+            |range: std::ops::Range<usize>| bytes[range].iter().rev().fold(0, |n, &byte| n << 8 | u64::from(byte));
+        let detail = number(4..8) as usize;
+        let kind = match bytes[0] {
+            0 => Kind::AllGather,
+            1 => Kind::AllReduce(*ReduceOp::ALL.get(detail)?),
+            2 => Kind::Broadcast(detail),
+            _ => return None,
+        };
+        Some(Self { kind, dtype: *DTYPES.get(usize::from(bytes[1]))?, count: number(8..16) as usize })
+    }
+}
+
+impl fmt::Display for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Call { kind, dtype, count } = self;
+        match kind {
+            Kind::AllGather => write!(f, "all_gather of {count} {dtype} a rank"),
+            Kind::AllReduce(op) => write!(f, "all_reduce ({op}) of {count} {dtype}"),
+            Kind::Broadcast(root) => write!(f, "broadcast of {count} {dtype} from index {root}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_survive_the_wire_and_differ_where_they_differ() {
+        let calls = [
+            Call { kind: Kind::AllGather, dtype: DType::I32, count: 0 },
+            Call { kind: Kind::AllGather, dtype: DType::I32, count: 1 << 40 },
+            Call { kind: Kind::AllReduce(ReduceOp::Sum), dtype: DType::F32, count: 7 },
+            Call { kind: Kind::AllReduce(ReduceOp::Avg), dtype: DType::F32, count: 7 },
+            Call { kind: Kind::AllReduce(ReduceOp::Avg), dtype: DType::BF16, count: 7 },
+            Call { kind: Kind::Broadcast(0), dtype: DType::F32, count: 7 },
+            Call { kind: Kind::Broadcast(300), dtype: DType::F32, count: 7 },
+        ];
+        for (i, a) in calls.iter().enumerate() {
+            assert_eq!(Call::decode(&a.encode()), Some(*a));
+            calls.iter().enumerate().for_each(|(j, b)| assert_eq!(a.encode() == b.encode(), i == j));
+        }
+        assert_eq!(Call::decode(&[9; CALL_BYTES]), None);
+    }
+}
