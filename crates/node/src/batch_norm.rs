@@ -8,7 +8,8 @@ use napi::Env;
 use napi_derive::napi;
 use std::cell::RefCell;
 use syncbn_core::{Code, Error};
-use syncbn_runtime::array::{Options, Saved};
+use syncbn_runtime::Saved;
+use syncbn_runtime::array::Options;
 use syncbn_runtime::batch_norm::{self, GradGradients, Needs, Parameters};
 
 /// What backward needs of a forward call. Opaque to JavaScript.
@@ -154,7 +155,8 @@ pub struct BindingSavedInfo<'env> {
 
 #[napi(catch_unwind)]
 pub fn saved_info<'env>(env: &'env Env, saved: &BindingSaved) -> Result<BindingSavedInfo<'env>> {
-    let (dtype, (count, mean, invstd)) = saved.with(|saved| (saved.dtype(), saved.values()))?;
+    let (dtype, values) = saved.with(|saved| (saved.dtype(), saved.values()))?;
+    let (count, mean, invstd) = checked(values)?;
     let (mean, invstd) = (to_floats(env, dtype, &mean)?, to_floats(env, dtype, &invstd)?);
     Ok(BindingSavedInfo { mean, invstd, count: count as f64 })
 }

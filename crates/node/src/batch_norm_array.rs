@@ -11,7 +11,9 @@ use napi_derive::napi;
 use syncbn_core::kernels::Backward;
 use syncbn_core::{BatchNormShape, Code, Error, sync_batch_norm};
 use syncbn_cpu::{Cpu, HostSlice};
-use syncbn_runtime::array::{self, Arguments, Saved, expect_channels};
+use syncbn_runtime::Saved;
+use syncbn_runtime::array::{self, Arguments};
+use syncbn_runtime::check::expect_channels;
 
 /// A dense tensor in a typed array.
 #[napi(object)]
@@ -158,11 +160,11 @@ pub fn batch_norm_backward_array(
         grad_output: grad_output.slice(),
         shape,
         weight,
-        statistics: saved.statistics(),
+        statistics: checked(saved.host_statistics())?,
         batch_statistics: saved.batch_statistics(),
         grad_input: Some(floats_mut(&mut grad_input)),
         grad_weight: Some(floats_mut(&mut grad_weight)),
         grad_bias: Some(floats_mut(&mut grad_bias)),
     };
-    checked(sync_batch_norm::backward(&Cpu, saved.group(), call))
+    checked(sync_batch_norm::backward(&Cpu, saved.host_group(), call))
 }

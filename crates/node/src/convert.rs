@@ -3,6 +3,7 @@
 use crate::error::{Result, to_js};
 use std::time::Duration;
 use syncbn_core::{Code, DType, Error, MemoryFormat};
+use syncbn_runtime::Device;
 
 /// Non-negative sizes.
 pub fn sizes(op: &str, values: &[i64]) -> Result<Vec<usize>> {
@@ -40,6 +41,11 @@ pub fn milliseconds(op: &str, value: f64) -> Result<Duration> {
 /// An element type by name.
 pub fn dtype(name: &str) -> Result<DType> {
     DType::parse(name).map_err(to_js)
+}
+
+/// A device by name.
+pub fn device(op: &str, name: &str) -> Result<Device> {
+    Device::parse(op, name).map_err(to_js)
 }
 
 /// A memory format by name.

@@ -9,6 +9,7 @@ mod array;
 mod batch_norm;
 mod batch_norm_array;
 mod convert;
+mod cuda;
 mod data;
 mod error;
 mod memory;

@@ -1,6 +1,6 @@
 //! The environment of this JavaScript thread: its end, its threads, and what its garbage collector should know.
 
-use crate::convert::count;
+use crate::convert::{count, device};
 use crate::error::Result;
 use napi::Env;
 use napi::bindgen_prelude::JsObjectValue;
@@ -20,6 +20,9 @@ pub fn on_load(_exports: napi::bindgen_prelude::Object<'_>, env: Env) -> Result<
     ENVIRONMENT.set(Some(env));
     if let Ok(threads) = std::env::var("SYNCBN_NUM_THREADS").unwrap_or_default().parse::<usize>() {
         syncbn_cpu::pool::set_num_threads(threads.max(1));
+    }
+    if std::env::var("SYNCBN_CUDA_NO_CACHE").is_ok_and(|value| value == "1") {
+        syncbn_runtime::gpu::set_keep_freed(false);
     }
     set_interrupt(is_ending);
     env.add_env_cleanup_hook((), |()| {
@@ -70,15 +73,17 @@ pub struct BindingMemoryStats {
     pub tensors: i64,
     pub bytes: i64,
     pub reserved_bytes: i64,
+    pub peak_bytes: i64,
 }
 
-/// Live storages of the CPU and their bytes.
+/// Live storages of a device and their bytes.
 #[napi(catch_unwind)]
-pub fn memory_stats() -> BindingMemoryStats {
-    let stats = storage::memory_stats();
-    BindingMemoryStats {
+pub fn memory_stats(device_name: String) -> Result<BindingMemoryStats> {
+    let stats = storage::memory_stats(&device("memoryStats", &device_name)?);
+    Ok(BindingMemoryStats {
         tensors: stats.tensors as i64,
         bytes: stats.bytes as i64,
         reserved_bytes: stats.reserved_bytes as i64,
-    }
+        peak_bytes: stats.peak_bytes as i64,
+    })
 }

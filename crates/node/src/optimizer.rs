@@ -48,8 +48,13 @@ pub fn adamw_step(
     first_moment: &BindingTensor,
     second_moment: &BindingTensor,
     step: BindingAdamWStep,
+    step_counter: Option<&BindingTensor>,
 ) -> Result<()> {
     let BindingAdamWStep { lr, beta1, beta2, eps, weight_decay, step } = step;
     let step = AdamWStep { lr, beta1, beta2, eps, weight_decay, step: count("adamw", "step", step)? as u64 };
-    checked(ops::adamw_step(&parameter.get()?, &gradient.get()?, &first_moment.get()?, &second_moment.get()?, step))
+    let moments = [&first_moment.get()?, &second_moment.get()?];
+    checked(match optional(step_counter)? {
+        None => ops::adamw_step(&parameter.get()?, &gradient.get()?, moments, step),
+        Some(counter) => ops::adamw_step_from(&parameter.get()?, &gradient.get()?, moments, step, &counter),
+    })
 }

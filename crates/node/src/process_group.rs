@@ -1,6 +1,6 @@
 //! Process groups and their collectives.
 
-use crate::convert::{count, milliseconds, sizes};
+use crate::convert::{count, device, milliseconds, sizes};
 use crate::error::{Result, checked, to_js};
 use crate::tensor::{BindingTensor, all};
 use napi::Env;
@@ -9,7 +9,7 @@ use napi_derive::napi;
 use std::cell::RefCell;
 use syncbn_comm::{CancelToken, Environment};
 use syncbn_core::ReduceOp;
-use syncbn_runtime::process_group::{self, ProcessGroupOptions};
+use syncbn_runtime::process_group::{self, Backend, ProcessGroupOptions};
 use syncbn_runtime::{ProcessGroup, Work};
 
 thread_local! {
@@ -65,6 +65,10 @@ pub struct BindingGroupOptions {
     pub world_size: Option<f64>,
     pub timeout: f64,
     pub token: Option<String>,
+    /// 'tcp' or 'nccl'; chosen if absent.
+    pub backend: Option<String>,
+    /// The GPU of backend nccl; that of the local rank if absent.
+    pub device_id: Option<String>,
 }
 
 /// Runs `work` on a thread of its own and settles a promise with what `finish` makes of it on the JavaScript thread.
@@ -100,6 +104,8 @@ pub fn init_process_group<'env>(
         world_size: number("worldSize", options.world_size)?,
         timeout: milliseconds(OP, options.timeout)?,
         token: options.token,
+        backend: checked(options.backend.as_deref().map(Backend::parse).transpose())?,
+        device: options.device_id.map(|name| device(OP, &name)).transpose()?,
     };
     let cancel = cancel.0.clone();
     promise(env, move || ProcessGroup::init(&options, cancel), BindingGroup::register)
@@ -138,6 +144,10 @@ pub struct BindingGroupInfo {
     pub size: i64,
     pub ranks: Vec<i64>,
     pub backend: String,
+    /// Why that backend, in a sentence.
+    pub reason: String,
+    /// The GPU of backend nccl.
+    pub device: Option<String>,
     pub timeout: f64,
     pub name: String,
 }
@@ -149,7 +159,9 @@ pub fn group_info(group: &BindingGroup) -> BindingGroupInfo {
         rank: group.member_rank().map_or(-1, |rank| rank as i64),
         size: group.size() as i64,
         ranks: group.ranks().iter().map(|&rank| rank as i64).collect(),
-        backend: "tcp".into(),
+        backend: group.backend().as_str().into(),
+        reason: group.backend_reason().into(),
+        device: group.device().map(ToString::to_string),
         timeout: group.timeout().as_secs_f64() * 1e3,
         name: group.name().into(),
     }

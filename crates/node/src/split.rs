@@ -5,13 +5,13 @@ use crate::batch_norm_array::{BindingArray, expect_output};
 use crate::convert::count;
 use crate::error::{Result, checked};
 use crate::process_group::BindingGroup;
-use crate::tensor::{BindingTensor, optional};
+use crate::tensor::{BindingTensor, handle, optional};
 use napi::Env;
 use napi::bindgen_prelude::Float64ArraySlice;
 use napi_derive::napi;
-use syncbn_core::{BatchNormShape, ChannelStats};
-use syncbn_runtime::Tensor;
+use syncbn_core::ChannelStats;
 use syncbn_runtime::array::{self, BackwardArrays, BackwardSums};
+use syncbn_runtime::split;
 
 /// Count, mean and M2 of each channel.
 #[napi(object)]
@@ -34,15 +34,9 @@ fn to_binding<'env>(env: &Env, stats: syncbn_core::Result<ChannelStats>) -> Resu
     Ok(BindingStats { count: stats.count as f64, mean, m2 })
 }
 
-fn shape_of(op: &str, tensor: &Tensor) -> Result<BatchNormShape> {
-    checked(BatchNormShape::new(op, tensor.shape(), tensor.format()))
-}
-
 #[napi(catch_unwind)]
 pub fn batch_norm_stats<'env>(env: &'env Env, input: &BindingTensor) -> Result<BindingStats<'env>> {
-    let input = input.get()?;
-    let shape = shape_of("batchNormStats", &input)?;
-    to_binding(env, array::stats(checked(input.read())?.slice(), shape))
+    to_binding(env, split::stats(&input.get()?))
 }
 
 #[napi(catch_unwind)]
@@ -73,17 +67,8 @@ pub fn batch_norm_apply(
     bias: Option<&BindingTensor>,
     eps: f64,
 ) -> Result<BindingTensor> {
-    let (input, weight, bias) = (input.get()?, optional(weight)?, optional(bias)?);
-    let shape = shape_of("batchNormApply", &input)?;
-    let output = checked(input.empty_like("batchNormApply"))?;
-    {
-        let weight = checked(weight.as_ref().map(Tensor::read).transpose())?;
-        let bias = checked(bias.as_ref().map(Tensor::read).transpose())?;
-        let affine = (weight.as_ref().map(|guard| guard.slice()), bias.as_ref().map(|guard| guard.slice()));
-        let (input, mut output) = (checked(input.read())?, checked(output.write())?);
-        checked(array::apply(input.slice(), shape, &stats.get()?, affine, eps, output.slice()))?;
-    }
-    Ok(output.into())
+    let (weight, bias) = (optional(weight)?, optional(bias)?);
+    handle(split::apply(&input.get()?, &stats.get()?, weight.as_ref(), bias.as_ref(), eps))
 }
 
 #[napi(catch_unwind)]
@@ -110,13 +95,7 @@ pub fn update_running_stats(
     stats: BindingStats<'_>,
     momentum: f64,
 ) -> Result<()> {
-    let (mean, var, stats) = (running_mean.get()?, running_var.get()?, stats.get()?);
-    {
-        let (mut mean, mut var) = (checked(mean.write())?, checked(var.write())?);
-        checked(array::update_running(mean.slice(), var.slice(), &stats, momentum))?;
-    }
-    [mean, var].iter().for_each(|tensor| tensor.storage().bump_version());
-    Ok(())
+    checked(split::update_running(&running_mean.get()?, &running_var.get()?, &stats.get()?, momentum))
 }
 
 #[napi(catch_unwind)]
@@ -143,13 +122,6 @@ fn to_sums<'env>(env: &Env, sums: syncbn_core::Result<BackwardSums>) -> Result<B
     Ok(BindingSums { sum_dy: to_float64(env, &sums.sum_dy)?, sum_dy_xmu: to_float64(env, &sums.sum_dy_xmu)? })
 }
 
-/// `grad_output` as a tensor like `input`.
-fn like(op: &str, input: &Tensor, grad_output: &Tensor) -> Result<Tensor> {
-    checked(grad_output.expect_dtype(op, "gradOutput", input.dtype()))?;
-    checked(grad_output.expect_shape(op, input.shape()))?;
-    checked(grad_output.to_format(input.format()))
-}
-
 #[napi(catch_unwind)]
 pub fn batch_norm_backward_reduce<'env>(
     env: &'env Env,
@@ -158,11 +130,7 @@ pub fn batch_norm_backward_reduce<'env>(
     stats: BindingStats<'_>,
     eps: f64,
 ) -> Result<BindingSums<'env>> {
-    const OP: &str = "batchNormBackwardReduce";
-    let input = input.get()?;
-    let (shape, grad_output) = (shape_of(OP, &input)?, like(OP, &input, &grad_output.get()?)?);
-    let (input, grad_output) = (checked(input.read())?, checked(grad_output.read())?);
-    to_sums(env, array::backward_reduce(grad_output.slice(), input.slice(), shape, &stats.get()?, eps))
+    to_sums(env, split::backward_reduce(&grad_output.get()?, &input.get()?, &stats.get()?, eps))
 }
 
 #[napi(catch_unwind)]
@@ -192,23 +160,8 @@ pub fn batch_norm_backward_apply(
     weight: Option<&BindingTensor>,
     eps: f64,
 ) -> Result<BindingTensor> {
-    const OP: &str = "batchNormBackwardApply";
-    let (input, weight) = (input.get()?, optional(weight)?);
-    let (shape, grad_output) = (shape_of(OP, &input)?, like(OP, &input, &grad_output.get()?)?);
-    let result = checked(input.empty_like(OP))?;
-    {
-        let weight = checked(weight.as_ref().map(Tensor::read).transpose())?;
-        let (input, grad_output) = (checked(input.read())?, checked(grad_output.read())?);
-        let mut output = checked(result.write())?;
-        let arrays = BackwardArrays {
-            grad_output: grad_output.slice(),
-            input: input.slice(),
-            weight: weight.as_ref().map(|guard| guard.slice()),
-            grad_input: output.slice(),
-        };
-        checked(array::backward_apply(arrays, shape, &stats.get()?, &sums_of(&sums), eps))?;
-    }
-    Ok(result.into())
+    let (grad_output, input, weight) = (grad_output.get()?, input.get()?, optional(weight)?);
+    handle(split::backward_apply(&grad_output, &input, weight.as_ref(), &stats.get()?, &sums_of(&sums), eps))
 }
 
 #[napi(catch_unwind)]

@@ -1,7 +1,7 @@
 //! The handle on a tensor, and functions that make, read, copy and reshape tensors.
 
 use crate::array::{Numbers, to_numbers, with_numbers};
-use crate::convert::{count, dtype, format, shape, sizes};
+use crate::convert::{count, device, dtype, format, shape, sizes};
 use crate::error::{Result, checked, to_js};
 use crate::memory::adjust;
 use napi::Env;
@@ -11,7 +11,7 @@ use std::cell::RefCell;
 use syncbn_core::{Code, Error};
 use syncbn_cpu::HostSlice;
 use syncbn_runtime::random::{self, Distribution};
-use syncbn_runtime::{Tensor, layout, ops};
+use syncbn_runtime::{Device, Tensor, layout, ops};
 
 /// One reference on a tensor's storage. Opaque to JavaScript.
 #[napi(custom_finalize)]
@@ -66,33 +66,64 @@ pub fn tensor_from_array(
     shape: Vec<i64>,
     dtype_name: String,
     memory_format: String,
+    device_name: String,
 ) -> Result<BindingTensor> {
+    let device = device("tensor", &device_name)?;
     let (shape, dtype, format) = (sizes("tensor", &shape)?, dtype(&dtype_name)?, format(&memory_format)?);
-    handle(with_numbers(&data, dtype, |data| Tensor::from_slice("tensor", data, &shape, dtype, format))?)
+    let tensor = with_numbers(&data, dtype, |data| Tensor::from_slice("tensor", data, &shape, dtype, format))?;
+    handle(tensor.and_then(|tensor| tensor.to_device(&device)))
 }
 
 #[napi(catch_unwind)]
-pub fn tensor_full(shape: Vec<i64>, value: f64, dtype_name: String, memory_format: String) -> Result<BindingTensor> {
-    handle(Tensor::full(&sizes("full", &shape)?, value, dtype(&dtype_name)?, format(&memory_format)?))
+pub fn tensor_full(
+    shape: Vec<i64>,
+    value: f64,
+    dtype_name: String,
+    memory_format: String,
+    device_name: String,
+) -> Result<BindingTensor> {
+    let device = device("full", &device_name)?;
+    handle(Tensor::full(&device, &sizes("full", &shape)?, value, dtype(&dtype_name)?, format(&memory_format)?))
 }
 
 #[napi(catch_unwind)]
-pub fn tensor_arange(end: f64, dtype_name: String) -> Result<BindingTensor> {
-    handle(Tensor::arange(count("arange", "end", end)?, dtype(&dtype_name)?))
+pub fn tensor_arange(end: f64, dtype_name: String, device_name: String) -> Result<BindingTensor> {
+    let device = device("arange", &device_name)?;
+    let tensor = Tensor::arange(count("arange", "end", end)?, dtype(&dtype_name)?);
+    handle(tensor.and_then(|tensor| tensor.to_device(&device)))
 }
 
-fn random_tensor(which: Distribution, shape: &[i64], dtype_name: &str, memory_format: &str) -> Result<BindingTensor> {
-    handle(random::random(which, &sizes("rand", shape)?, dtype(dtype_name)?, format(memory_format)?))
+/// Drawn on the CPU, so that a seed gives the same numbers on every device.
+fn random_tensor(
+    which: Distribution,
+    shape: &[i64],
+    dtype_name: &str,
+    memory_format: &str,
+    device_name: &str,
+) -> Result<BindingTensor> {
+    let device = device("rand", device_name)?;
+    let tensor = random::random(which, &sizes("rand", shape)?, dtype(dtype_name)?, format(memory_format)?);
+    handle(tensor.and_then(|tensor| tensor.to_device(&device)))
 }
 
 #[napi(catch_unwind)]
-pub fn tensor_rand(shape: Vec<i64>, dtype_name: String, memory_format: String) -> Result<BindingTensor> {
-    random_tensor(Distribution::Uniform, &shape, &dtype_name, &memory_format)
+pub fn tensor_rand(
+    shape: Vec<i64>,
+    dtype_name: String,
+    memory_format: String,
+    device_name: String,
+) -> Result<BindingTensor> {
+    random_tensor(Distribution::Uniform, &shape, &dtype_name, &memory_format, &device_name)
 }
 
 #[napi(catch_unwind)]
-pub fn tensor_randn(shape: Vec<i64>, dtype_name: String, memory_format: String) -> Result<BindingTensor> {
-    random_tensor(Distribution::Normal, &shape, &dtype_name, &memory_format)
+pub fn tensor_randn(
+    shape: Vec<i64>,
+    dtype_name: String,
+    memory_format: String,
+    device_name: String,
+) -> Result<BindingTensor> {
+    random_tensor(Distribution::Normal, &shape, &dtype_name, &memory_format, &device_name)
 }
 
 #[napi(catch_unwind)]
@@ -126,7 +157,7 @@ pub fn tensor_info(tensor: &BindingTensor) -> Result<BindingTensorInfo> {
     Ok(BindingTensorInfo {
         shape: shape(tensor.shape()),
         dtype: tensor.dtype().as_str().into(),
-        device: "cpu".into(),
+        device: tensor.device().to_string(),
         memory_format: tensor.format().as_str().into(),
         numel: tensor.numel() as i64,
     })
@@ -144,7 +175,7 @@ pub fn tensor_dispose(tensor: &BindingTensor) {
 
 #[napi(catch_unwind)]
 pub fn tensor_to_array<'env>(env: &'env Env, tensor: &BindingTensor, raw: bool) -> Result<Numbers<'env>> {
-    let tensor = checked(tensor.get()?.contiguous())?;
+    let tensor = checked(tensor.get()?.contiguous().and_then(|tensor| tensor.to_device(&Device::Cpu)))?;
     let guard = checked(tensor.read())?;
     to_numbers(env, guard.slice(), raw)
 }
@@ -156,6 +187,7 @@ pub fn tensor_item(tensor: &BindingTensor) -> Result<f64> {
         let got = format!("shape {:?}", tensor.shape());
         return Err(to_js(Error::expected(Code::Shape, "item", "a tensor of one element", got)));
     }
+    let tensor = checked(tensor.to_device(&Device::Cpu))?;
     let guard = checked(tensor.read())?;
     Ok(match guard.slice() {
         HostSlice::F32(values) => f64::from(values[0]),
@@ -183,8 +215,14 @@ pub fn tensor_to(
     tensor: &BindingTensor,
     dtype_name: Option<String>,
     memory_format: Option<String>,
+    device_name: Option<String>,
 ) -> Result<BindingTensor> {
     let mut tensor = tensor.get()?;
+    // Every name is read before anything is copied.
+    let device = device_name.map(|name| device("to", &name)).transpose()?;
+    if let Some(device) = device {
+        tensor = checked(tensor.to_device(&device))?;
+    }
     if let Some(name) = memory_format {
         tensor = checked(tensor.to_format(format(&name)?))?;
     }
