@@ -6,7 +6,7 @@ import { argumentError, DTypeError } from './errors.ts'
 import { native } from './native.ts'
 import type { BindingArray, BindingTensor } from './native.ts'
 import { describe, nativeOf, Tensor } from './tensor.ts'
-import type { ArrayTensor, TypedArray } from './types.ts'
+import type { ArrayTensor, Device, TypedArray } from './types.ts'
 
 /** What batch norm computes with. */
 export type Floats = Float32Array | Float64Array
@@ -51,22 +51,25 @@ export function newLike(like: Floats, length = like.length): Floats {
   return like instanceof Float32Array ? new Float32Array(buffer) : new Float64Array(buffer)
 }
 
-/** A per-channel operand of a tensor input: a tensor, or a typed array that is copied in and, if written to, back. */
+/**
+ * A per-channel operand of a tensor input: a tensor, or a typed array that is copied to the input's device and, if written
+ * to, back.
+ */
 export class ChannelOperand {
   readonly native: BindingTensor | null
   readonly #array: Floats | null
 
-  constructor(operand: Tensor | TypedArray | ArrayTensor | null | undefined, what: string) {
+  constructor(operand: Tensor | TypedArray | ArrayTensor | null | undefined, what: string, device: Device) {
     this.#array = null
     if (operand === null || operand === undefined) this.native = null
     else if (operand instanceof Tensor) this.native = nativeOf(operand)
     else {
       this.#array = channelArray(operand, what) as Floats
-      this.native = copyIn(this.#array)
+      this.native = copyIn(this.#array, device)
     }
   }
 
-  /** Copies what was written to the tensor into the caller's array. */
+  /** Copies what was written to the tensor into the caller's array. Waits for the device. */
   writeBack(): void {
     if (!this.#array || !this.native) return
     this.#array.set(native.tensorToArray(this.native, false) as Floats)
@@ -78,19 +81,20 @@ export class ChannelOperand {
   }
 }
 
-function copyIn(array: Floats): BindingTensor {
+function copyIn(array: Floats, device: Device): BindingTensor {
   const dtype = array instanceof Float32Array ? 'float32' : 'float64'
-  return native.tensorFromArray(array, [array.length], dtype, 'contiguous')
+  return native.tensorFromArray(array, [array.length], dtype, 'contiguous', device)
 }
 
-/** Runs `fn` with the named operands of a tensor input, and drops copies of arrays afterwards. */
+/** Runs `fn` with the named operands of a tensor input on `device`, and drops copies of arrays afterwards. */
 export function withChannelOperands<N extends string, R>(
+  device: Device,
   operands: Record<N, Tensor | TypedArray | ArrayTensor | null | undefined>,
   fn: (operands: Record<N, ChannelOperand>) => R,
 ): R {
   const opened: Partial<Record<N, ChannelOperand>> = {}
   try {
-    for (const name of Object.keys(operands) as N[]) opened[name] = new ChannelOperand(operands[name], name)
+    for (const name of Object.keys(operands) as N[]) opened[name] = new ChannelOperand(operands[name], name, device)
     return fn(opened as Record<N, ChannelOperand>)
   } finally {
     for (const operand of Object.values(opened) as ChannelOperand[]) operand.release()

@@ -23,7 +23,7 @@ export interface BackwardSums {
   sumDyXmu: Float64Array
 }
 
-/** Per-channel count, mean and sum of squared differences of (N, C, …), float32 or float64. */
+/** Per-channel count, mean and sum of squared differences of (N, C, …), on any device. Waits for a GPU. */
 export function batchNormStats(input: Tensor | ArrayTensor): ChannelStats {
   if (input instanceof Tensor) return native.batchNormStats(nativeOf(input))
   return native.batchNormStatsArray(toBindingArray(input, 'batchNormStats'))
@@ -66,7 +66,7 @@ export function batchNormApply<T extends Tensor | ArrayTensor>(
 
 function applyTensor(input: Tensor, stats: ChannelStats, args: Arguments): Tensor {
   const { weight, bias, runningMean, runningVar, eps = 1e-5, momentum = 0.1 } = args
-  return withChannelOperands({ weight, bias, runningMean, runningVar }, (operands) => {
+  return withChannelOperands(input.device, { weight, bias, runningMean, runningVar }, (operands) => {
     const output = native.batchNormApply(nativeOf(input), stats, operands.weight.native, operands.bias.native, eps)
     const { native: mean } = operands.runningMean
     const { native: variance } = operands.runningVar
@@ -136,7 +136,7 @@ function backwardTensor(
   sums: BackwardSums,
   args: Arguments,
 ): Tensor {
-  return withChannelOperands({ weight: args.weight }, ({ weight }) => {
+  return withChannelOperands(input.device, { weight: args.weight }, ({ weight }) => {
     const [gradient, values] = [nativeOf(gradOutput), nativeOf(input)]
     return wrap(native.batchNormBackwardApply(gradient, values, stats, sums, weight.native, args.eps ?? 1e-5))
   })

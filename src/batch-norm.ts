@@ -6,12 +6,13 @@
  * functions are not recorded for backward; 'syncbn/functional' has those that are.
  */
 import { channelArray, newLike, toBindingArray, withChannelOperands } from './batch-norm-operands.ts'
+import type { ChannelOperand } from './batch-norm-operands.ts'
 import { SavedTensor } from './autograd/saved-tensor.ts'
 import type { ProcessGroup } from './distributed/process-group.ts'
 import { argumentError } from './errors.ts'
 import { Handle } from './handle.ts'
 import { native } from './native.ts'
-import type { BindingBatchNormOptions, BindingGroup } from './native.ts'
+import type { BindingBatchNormOptions, BindingGroup, BindingSaved, BindingTensor } from './native.ts'
 import { SavedStatistics } from './saved-batch-norm.ts'
 import type { SavedArrays, SavedBatchNorm, SavedTensors } from './saved-batch-norm.ts'
 import { runScope } from './scope.ts'
@@ -41,8 +42,9 @@ type Arguments = SyncBatchNormArguments<Kind | TypedArray>
 /**
  * y = weight·(x − mean)·invstd + bias per channel, over the batches of all ranks of a group.
  *
- * @param input (N, C, …) of float32 or float64
- * @param args weight, bias, runningMean, runningVar: C values each, of the input's dtype or float32. `training`: default
+ * @param input (N, C, …) of float32 or float64; of a half type too on a GPU
+ * @param args weight, bias, runningMean, runningVar: C values each, of the input's dtype or float32, on its device;
+ *   typed arrays with a tensor are copied there, and running statistics back, which waits for the device. `training`: default
  *   true: statistics of the batch, running ones updated in place; false: the running ones are used and nothing is
  *   exchanged. `group`: default the default group; one process without a group computes plain batch norm.
  * @throws ShapeError, DTypeError, ArgumentError for operands that do not fit, before any side effect; DistributedError
@@ -66,7 +68,7 @@ function forwardTensor(
   group: BindingGroup | null,
 ): BatchNormResult<Tensor> {
   const { weight, bias, runningMean, runningVar } = args
-  return withChannelOperands({ weight, bias, runningMean, runningVar }, (operands) => {
+  return withChannelOperands(input.device, { weight, bias, runningMean, runningVar }, (operands) => {
     const { output, saved } = native.batchNormForward(
       nativeOf(input),
       operands.weight.native,
@@ -77,17 +79,25 @@ function forwardTensor(
       options,
       group,
     )
-    if (options.training) {
-      operands.runningMean.writeBack()
-      operands.runningVar.writeBack()
-    }
+    if (options.training) writeBack([operands.runningMean, operands.runningVar], output, saved)
     const kept = { kind: 'tensor' as const, input: SavedTensor.of(input), weight: keepWeight(operands.weight.native) }
     return { output: wrap(output), saved: new SavedStatistics(saved, kept, bias != null) }
   })
 }
 
+/** Copies running statistics back; what a GPU then reports ends the call, whose results are dropped. */
+function writeBack(operands: readonly ChannelOperand[], output: BindingTensor, saved: BindingSaved): void {
+  try {
+    for (const operand of operands) operand.writeBack()
+  } catch (error) {
+    native.tensorDispose(output)
+    native.savedDispose(saved)
+    throw error
+  }
+}
+
 /** A reference of the saved object's own. */
-function keepWeight(weight: Parameters<typeof native.tensorAlias>[0] | null): SavedTensor | null {
+function keepWeight(weight: BindingTensor | null): SavedTensor | null {
   return weight && new SavedTensor(new Handle(native.tensorAlias(weight)), null)
 }
 

@@ -18,6 +18,9 @@ export declare class BindingCancel {
   cancel(): void
 }
 
+/** Recorded work. Opaque to JavaScript. */
+export declare class BindingGraph {}
+
 /** A handle on a process group. Opaque to JavaScript. */
 export declare class BindingGroup {}
 
@@ -35,7 +38,7 @@ export declare class BindingWork {}
 
 export declare function abortGroup(group: BindingGroup): void
 
-export declare function adamwStep(parameter: BindingTensor, gradient: BindingTensor, firstMoment: BindingTensor, secondMoment: BindingTensor, step: BindingAdamWStep): void
+export declare function adamwStep(parameter: BindingTensor, gradient: BindingTensor, firstMoment: BindingTensor, secondMoment: BindingTensor, step: BindingAdamWStep, stepCounter?: BindingTensor | undefined | null): void
 
 export declare function adaptiveAvgPool2d(x: BindingTensor, outputSize: Array<number>): BindingTensor
 
@@ -151,12 +154,62 @@ export interface BindingCrossEntropy {
   counted: BindingTensor
 }
 
+/** Milliseconds of each replay of a part on a GPU. */
+export interface BindingCudaBatchNormTimes {
+  stats: Array<number>
+  normalize: Array<number>
+  backwardReduce: Array<number>
+  backwardApply: Array<number>
+  /** With copies on the device in place of the all_gather. */
+  syncForward: Array<number>
+  /** With a multiplication in place of the all_reduce. */
+  syncBackward: Array<number>
+  forward: Array<number>
+  backward: Array<number>
+}
+
+/** Milliseconds of each copy on a GPU. */
+export interface BindingCudaCopyTimes {
+  driver: Array<number>
+  kernel: Array<number>
+}
+
+/** What a GPU was asked to do so far. */
+export interface BindingCudaCounts {
+  launches: number
+  hostWaits: number
+  uploads: number
+  downloads: number
+}
+
+/** What the driver tells. */
+export interface BindingCudaInfo {
+  /** The newest CUDA version it supports. */
+  driver: string | null
+  error: string | null
+  devices: Array<BindingGpu>
+}
+
 /** One row of [`error_codes`]. */
 export interface BindingErrorCode {
   /** The stable code, `ERR_…`. */
   code: string
   /** The class of errors it belongs to. */
   kind: string
+}
+
+/** One GPU. */
+export interface BindingGpu {
+  name: string
+  uuid: string
+  totalMemory: number
+  freeMemory: number
+  computeCapability: string
+  multiprocessors: number
+  /** GPUs whose memory it reads directly. */
+  peers: Array<number>
+  /** Who computes matrix products. */
+  gemm: string
 }
 
 /** Where [`batch_norm_backward_array`] writes. */
@@ -175,6 +228,10 @@ export interface BindingGroupInfo {
   size: number
   ranks: Array<number>
   backend: string
+  /** Why that backend, in a sentence. */
+  reason: string
+  /** The GPU of backend nccl. */
+  device?: string
   timeout: number
   name: string
 }
@@ -186,6 +243,10 @@ export interface BindingGroupOptions {
   worldSize?: number
   timeout: number
   token?: string
+  /** 'tcp' or 'nccl'; chosen if absent. */
+  backend?: string
+  /** The GPU of backend nccl; that of the local rank if absent. */
+  deviceId?: string
 }
 
 /** Result of [`max_pool2d`]. */
@@ -199,6 +260,15 @@ export interface BindingMemoryStats {
   tensors: number
   bytes: number
   reservedBytes: number
+  peakBytes: number
+}
+
+/** Which NCCL would be used. */
+export interface BindingNcclInfo {
+  version: string | null
+  path: string | null
+  /** Every path that was tried. */
+  error: string | null
 }
 
 /** Which gradients to make. */
@@ -251,6 +321,12 @@ export declare function broadcast(group: BindingGroup, data: BindingTensor, src:
 
 export declare function broadcastTensors(group: BindingGroup, tensors: Array<BindingTensor>, src: number): void
 
+export declare function captureAbandon(deviceName: string): void
+
+export declare function captureFinish(deviceName: string): BindingGraph
+
+export declare function captureStart(deviceName: string): void
+
 export declare function conv2d(x: BindingTensor, weight: BindingTensor, bias: BindingTensor | undefined | null, stride: Array<number>, padding: Array<number>, groups: number): BindingTensor
 
 export declare function conv2dBackwardInput(gradOutput: BindingTensor, weight: BindingTensor, inputShape: Array<number>, inputMemoryFormat: string, stride: Array<number>, padding: Array<number>, groups: number): BindingTensor
@@ -260,6 +336,16 @@ export declare function conv2dBackwardWeight(gradOutput: BindingTensor, x: Bindi
 export declare function crossEntropy(logits: BindingTensor, targets: BindingTensor, ignoreIndex: number, reductionName: string): BindingCrossEntropy
 
 export declare function crossEntropyBackward(gradLoss: BindingTensor, logProbs: BindingTensor, targets: BindingTensor, counted: BindingTensor, ignoreIndex: number, reductionName: string): BindingTensor
+
+export declare function cudaCounts(deviceName: string): BindingCudaCounts
+
+export declare function cudaDeviceCount(): number
+
+export declare function cudaInfo(): BindingCudaInfo
+
+export declare function cudaSynchronize(deviceName: string): Promise<void>
+
+export declare function cudaUnavailableReason(): string | null
 
 export declare function destroyGroup(group: BindingGroup): Promise<void>
 
@@ -275,9 +361,15 @@ export declare function gatherStats(stats: BindingStats, group?: BindingGroup | 
 /** Threads one operation uses. */
 export declare function getNumThreads(): number
 
+export declare function graphDispose(graph: BindingGraph): void
+
+export declare function graphReplay(graph: BindingGraph): void
+
 export declare function groupInfo(group: BindingGroup): BindingGroupInfo
 
 export declare function initProcessGroup(options: BindingGroupOptions, cancel: BindingCancel): Promise<BindingGroup>
+
+export declare function isCapturing(deviceName: string): boolean
 
 export declare function linear(x: BindingTensor, weight: BindingTensor, bias?: BindingTensor | undefined | null): BindingTensor
 
@@ -293,14 +385,19 @@ export declare function maxPool2d(x: BindingTensor, kernel: Array<number>, strid
 
 export declare function maxPool2dBackward(gradOutput: BindingTensor, indices: BindingTensor, inputShape: Array<number>, kernel: Array<number>, stride: Array<number>, padding: Array<number>): BindingTensor
 
-/** Live storages of the CPU and their bytes. */
-export declare function memoryStats(): BindingMemoryStats
+/** Live storages of a device and their bytes. */
+export declare function memoryStats(deviceName: string): BindingMemoryStats
 
 export declare function mergeStats(stats: Array<BindingStats>): BindingStats
 
 export declare function monitoredBarrier(group: BindingGroup, timeout?: number | undefined | null): BindingWork
 
+export declare function ncclInfo(): BindingNcclInfo
+
 export declare function newGroup(world: BindingGroup, ranks: Array<number>, timeout: number): Promise<BindingGroup>
+
+/** An id to hold an owner under, of this environment alone. */
+export declare function newOwner(): number
 
 export declare function randperm(n: number): Uint32Array
 
@@ -314,6 +411,9 @@ export declare function reducerMarkReady(reducer: BindingReducer, index: number,
 
 export declare function reducerPrepare(reducer: BindingReducer, used?: Array<boolean> | undefined | null): Array<boolean>
 
+/** This environment's owners whose memory was let go of, once each. */
+export declare function releasedOwners(): Array<number>
+
 export declare function relu(x: BindingTensor): BindingTensor
 
 export declare function reluBackward(gradOutput: BindingTensor, output: BindingTensor): BindingTensor
@@ -323,6 +423,8 @@ export declare function savedDispose(saved: BindingSaved): void
 export declare function savedInfo(saved: BindingSaved): BindingSavedInfo
 
 export declare function saveSafetensors(path: string, names: Array<string>, tensors: Array<BindingTensor>, metadata?: Record<string, string> | undefined | null): Promise<void>
+
+export declare function setKeepFreed(keep: boolean): void
 
 /** Threads one operation uses. */
 export declare function setNumThreads(threads: number): void
@@ -339,7 +441,7 @@ export declare function sumTo(a: BindingTensor, shape: Array<number>): BindingTe
 
 export declare function tensorAlias(tensor: BindingTensor): BindingTensor
 
-export declare function tensorArange(end: number, dtypeName: string): BindingTensor
+export declare function tensorArange(end: number, dtypeName: string, deviceName: string): BindingTensor
 
 export declare function tensorClone(tensor: BindingTensor): BindingTensor
 
@@ -349,17 +451,21 @@ export declare function tensorDispose(tensor: BindingTensor): void
 
 export declare function tensorFillInPlace(target: BindingTensor, value: number): void
 
-export declare function tensorFromArray(data: Numbers, shape: Array<number>, dtypeName: string, memoryFormat: string): BindingTensor
+export declare function tensorFromArray(data: Numbers, shape: Array<number>, dtypeName: string, memoryFormat: string, deviceName: string): BindingTensor
 
-export declare function tensorFull(shape: Array<number>, value: number, dtypeName: string, memoryFormat: string): BindingTensor
+export declare function tensorFromPointer(pointer: bigint, shape: Array<number>, dtypeName: string, memoryFormat: string, deviceName: string, stream: bigint | undefined | null, owner: number): BindingTensor
+
+export declare function tensorFull(shape: Array<number>, value: number, dtypeName: string, memoryFormat: string, deviceName: string): BindingTensor
 
 export declare function tensorInfo(tensor: BindingTensor): BindingTensorInfo
 
 export declare function tensorItem(tensor: BindingTensor): number
 
-export declare function tensorRand(shape: Array<number>, dtypeName: string, memoryFormat: string): BindingTensor
+export declare function tensorPointer(tensor: BindingTensor): bigint
 
-export declare function tensorRandn(shape: Array<number>, dtypeName: string, memoryFormat: string): BindingTensor
+export declare function tensorRand(shape: Array<number>, dtypeName: string, memoryFormat: string, deviceName: string): BindingTensor
+
+export declare function tensorRandn(shape: Array<number>, dtypeName: string, memoryFormat: string, deviceName: string): BindingTensor
 
 export declare function tensorReshape(tensor: BindingTensor, shape: Array<number>): BindingTensor
 
@@ -367,7 +473,7 @@ export declare function tensorSlice(tensor: BindingTensor, start: number, end: n
 
 export declare function tensorStack(tensors: Array<BindingTensor>): BindingTensor
 
-export declare function tensorTo(tensor: BindingTensor, dtypeName?: string | undefined | null, memoryFormat?: string | undefined | null): BindingTensor
+export declare function tensorTo(tensor: BindingTensor, dtypeName?: string | undefined | null, memoryFormat?: string | undefined | null, deviceName?: string | undefined | null): BindingTensor
 
 export declare function tensorToArray(tensor: BindingTensor, raw: boolean): Numbers
 
@@ -378,6 +484,12 @@ export declare function timeAllGather(group: BindingGroup, bytes: number, iterat
 
 /** Milliseconds of `iterations` float32 batch norm steps in two phases, on tensors that are made once. */
 export declare function timeBatchNorm(shape: Array<number>, memoryFormat: string, iterations: number): BindingBatchNormTimes
+
+/** Milliseconds of the parts of a batch norm step of one of `ranks` ranks, by the GPU's clock. */
+export declare function timeCudaBatchNorm(device: string, shape: Array<number>, memoryFormat: string, dtypeName: string, ranks: number, iterations: number): BindingCudaBatchNormTimes
+
+/** Milliseconds of copies of `bytes` on a GPU, by the driver and by a kernel, by the GPU's clock. */
+export declare function timeCudaCopy(device: string, bytes: number, iterations: number): BindingCudaCopyTimes
 
 export declare function updateRunningStats(runningMean: BindingTensor, runningVar: BindingTensor, stats: BindingStats, momentum: number): void
 

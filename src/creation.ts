@@ -1,5 +1,5 @@
 /** Functions that make tensors. */
-import { checkDevice, checkFloating } from './device.ts'
+import { checkFloating, toDevice } from './device.ts'
 import { argumentError, DTypeError } from './errors.ts'
 import { native } from './native.ts'
 import type { BindingTensor } from './native.ts'
@@ -7,15 +7,16 @@ import { flatten } from './nested-array.ts'
 import { toShape } from './ops/shape.ts'
 import { wrap } from './tensor.ts'
 import type { Tensor } from './tensor.ts'
-import type { DType, MemoryFormat, NestedArray, Shape, TensorOptions, TypedArray } from './types.ts'
+import type { Device, DType, MemoryFormat, NestedArray, Shape, TensorOptions, TypedArray } from './types.ts'
 
 /**
- * A tensor with a copy of `data`: a number, nested arrays of equal lengths, or a typed array in row-major order.
+ * A tensor with a copy of `data` on `options.device`: a number, nested arrays of equal lengths, or a typed array in row-major order.
  *
  * @param options `shape`: default the nesting, or [length] of a typed array. `dtype`: default that of a typed array,
  *   int64 for bigints, else float32; a Uint16Array is the raw bits of float16 or bfloat16 and needs it.
  * @throws ShapeError for nested arrays of unequal lengths and for a shape with another number of elements; DTypeError
- *   for a Uint16Array without a half dtype; ArgumentError for elements that are not numbers; DeviceError.
+ *   for a Uint16Array without a half dtype; ArgumentError for elements that are not numbers;
+ *   DeviceError for a device that is not there.
  */
 export function tensor(
   data: number | NestedArray | TypedArray,
@@ -25,8 +26,8 @@ export function tensor(
     ? { data, shape: [data.length], dtype: typedArrayDType(data, options) }
     : flatten(data)
   const shape = options.shape ?? flat.shape
-  return make(options, flat.dtype, (dtype, format) =>
-    native.tensorFromArray(flat.data, toShape(shape, 'tensor'), dtype, format),
+  return make(options, flat.dtype, ({ dtype, memoryFormat, device }) =>
+    native.tensorFromArray(flat.data, toShape(shape, 'tensor'), dtype, memoryFormat, device),
   )
 }
 
@@ -44,16 +45,18 @@ function typedArrayDType(data: TypedArray, { dtype }: TensorOptions): DType {
   throw new DTypeError('ERR_DTYPE', `tensor: expected ${expected}, got ${dtype ?? 'none'}`)
 }
 
+interface Place {
+  readonly dtype: DType
+  readonly memoryFormat: MemoryFormat
+  readonly device: Device
+}
+
 /** Checks the options, then makes the tensor. */
-function make(
-  options: TensorOptions,
-  defaultDType: DType,
-  create: (dtype: DType, memoryFormat: MemoryFormat) => BindingTensor,
-): Tensor {
+function make(options: TensorOptions, defaultDType: DType, create: (place: Place) => BindingTensor): Tensor {
   const dtype = options.dtype ?? defaultDType
-  checkDevice(options.device, 'tensor')
+  const device = toDevice(options.device, 'tensor')
   if (options.requiresGrad) checkFloating(dtype, 'requiresGrad')
-  const result = wrap(create(dtype, options.memoryFormat ?? 'contiguous'))
+  const result = wrap(create({ dtype, memoryFormat: options.memoryFormat ?? 'contiguous', device }))
   result.requiresGrad = options.requiresGrad ?? false
   return result
 }
@@ -70,22 +73,34 @@ export function ones(shape: Shape, options: TensorOptions = {}): Tensor {
 
 /** A tensor whose every element is `value`. Default dtype: float32. */
 export function full(shape: Shape, value: number, options: TensorOptions = {}): Tensor {
-  return make(options, 'float32', (dtype, format) => native.tensorFull(toShape(shape, 'full'), value, dtype, format))
+  return make(options, 'float32', ({ dtype, memoryFormat, device }) =>
+    native.tensorFull(toShape(shape, 'full'), value, dtype, memoryFormat, device),
+  )
 }
 
-/** Standard normal values from this thread's generator: PyTorch's numbers for PyTorch's seed. Default dtype: float32. */
+/**
+ * Standard normal values from this thread's generator: the numbers of PyTorch's CPU generator for its seed, on every
+ * device. Default dtype: float32.
+ */
 export function randn(shape: Shape, options: TensorOptions = {}): Tensor {
-  return make(options, 'float32', (dtype, format) => native.tensorRandn(toShape(shape, 'randn'), dtype, format))
+  return make(options, 'float32', ({ dtype, memoryFormat, device }) =>
+    native.tensorRandn(toShape(shape, 'randn'), dtype, memoryFormat, device),
+  )
 }
 
-/** Uniform values in [0, 1) from this thread's generator: PyTorch's numbers for PyTorch's seed. Default dtype: float32. */
+/**
+ * Uniform values in [0, 1) from this thread's generator: the numbers of PyTorch's CPU generator for its seed, on every
+ * device. Default dtype: float32.
+ */
 export function rand(shape: Shape, options: TensorOptions = {}): Tensor {
-  return make(options, 'float32', (dtype, format) => native.tensorRand(toShape(shape, 'rand'), dtype, format))
+  return make(options, 'float32', ({ dtype, memoryFormat, device }) =>
+    native.tensorRand(toShape(shape, 'rand'), dtype, memoryFormat, device),
+  )
 }
 
 /** 0, 1, … up to but not including `end`. Default dtype: int64. */
 export function arange(end: number, options: TensorOptions = {}): Tensor {
-  return make(options, 'int64', (dtype) => native.tensorArange(end, dtype))
+  return make(options, 'int64', ({ dtype, device }) => native.tensorArange(end, dtype, device))
 }
 
 /** Seeds this thread's generator, from which rand, randn, permutations and initial parameters are drawn. */

@@ -1,21 +1,55 @@
-/** Device strings, and what `to(...)` was asked for. This build computes on the CPU. */
+/** Device strings, and what `to(...)` was asked for. */
 import { argumentError, DTypeError, DeviceError } from './errors.ts'
+import { native } from './native.ts'
 import type { ConversionTarget, Device, DType, MemoryFormat } from './types.ts'
 
 const DTYPES: ReadonlySet<string> = new Set<DType>(['float32', 'float64', 'float16', 'bfloat16', 'int32', 'int64'])
 const FLOATING: ReadonlySet<string> = new Set<DType>(['float32', 'float64', 'float16', 'bfloat16'])
+const CUDA = /^cuda:(0|[1-9]\d*)$/
 
-/** Throws unless `device` is one this build computes on. */
-export function checkDevice(device: Device | undefined, operation: string): void {
-  if (device === undefined || device === 'cpu') return
-  if (typeof device === 'string' && /^cuda(:\d+)?$/.test(device)) throw cudaUnavailable(operation, device)
-  throw new DeviceError('ERR_DEVICE', `${operation}: expected device 'cpu', got ${JSON.stringify(device)}`)
+/** GPUs that were asked for and are there; neither their number nor the driver changes while a process runs. */
+const known = new Set<Device>()
+
+/**
+ * `device`, by default the CPU, if it can be computed on: asked before anything is done for a call.
+ *
+ * @throws DeviceError: ERR_DEVICE for another string and for an index without a GPU; ERR_BACKEND_UNAVAILABLE, with the
+ *   reason, for a GPU where no driver can be used
+ */
+export function toDevice(device: Device | undefined, operation: string): Device {
+  if (device === undefined || device === 'cpu') return 'cpu'
+  if (known.has(device)) return device
+  const index = cudaIndex(device)
+  if (index === null) {
+    const message = `${operation}: expected device 'cpu' or 'cuda:N', got ${JSON.stringify(device)}`
+    throw new DeviceError('ERR_DEVICE', message)
+  }
+  requireCuda(index, operation)
+  known.add(device)
+  return device
 }
 
-/** The error of everything that needs a GPU. */
-export function cudaUnavailable(operation: string, what: string): DeviceError {
-  const message = `${operation}: ${what} is not available: this build computes on the CPU; CUDA comes with the GPU build`
-  return new DeviceError('ERR_BACKEND_UNAVAILABLE', message)
+/** N of 'cuda:N'; null for any other value. */
+export function cudaIndex(device: unknown): number | null {
+  const match = typeof device === 'string' ? CUDA.exec(device) : null
+  return match ? Number(match[1]) : null
+}
+
+/** Throws unless there is a GPU of this index that can be used. */
+export function requireCuda(index: number, operation: string): void {
+  const reason = native.cudaUnavailableReason()
+  if (reason !== null) {
+    throw new DeviceError('ERR_BACKEND_UNAVAILABLE', `${operation}: CUDA cannot be used here: ${reason}`)
+  }
+  const count = native.cudaDeviceCount()
+  if (Number.isSafeInteger(index) && index >= 0 && index < count) return
+  const indices = count === 1 ? '0, the only one' : `0 to ${count - 1}`
+  throw new DeviceError('ERR_DEVICE', `${operation}: expected the index of a GPU, ${indices}, got ${String(index)}`)
+}
+
+/** The CPU and the GPUs that this thread has asked for. */
+export function devicesInUse(): Device[] {
+  return ['cpu', ...known]
 }
 
 /** Whether values of this type can have gradients. */
@@ -34,18 +68,22 @@ export function checkFloating(dtype: DType, operation: string): void {
 export interface Conversion {
   readonly dtype: DType | null
   readonly memoryFormat: MemoryFormat | null
+  readonly device: Device | null
 }
 
-/** Reads the argument of `to`. Throws for a device other than the CPU. */
+/** Reads the argument of `to`. Throws as `toDevice`. */
 export function parseConversion(target: ConversionTarget, operation: string): Conversion {
   if (typeof target === 'string') {
-    if (DTYPES.has(target)) return { dtype: target as DType, memoryFormat: null }
-    checkDevice(target as Device, operation)
-    return { dtype: null, memoryFormat: null }
+    if (DTYPES.has(target)) return { dtype: target as DType, memoryFormat: null, device: null }
+    return { dtype: null, memoryFormat: null, device: toDevice(target as Device, operation) }
   }
   if (typeof target !== 'object' || target === null) {
     throw argumentError(`${operation}: expected a device, a dtype or an object of them, got ${String(target)}`)
   }
-  checkDevice(target.device, operation)
-  return { dtype: target.dtype ?? null, memoryFormat: target.memoryFormat ?? null }
+  const { device, dtype, memoryFormat } = target
+  return {
+    dtype: dtype ?? null,
+    memoryFormat: memoryFormat ?? null,
+    device: device === undefined ? null : toDevice(device, operation),
+  }
 }

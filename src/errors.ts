@@ -11,6 +11,8 @@ const KINDS = {
   ERR_DTYPE: 'DType',
   ERR_DEVICE: 'Device',
   ERR_BACKEND_UNAVAILABLE: 'Device',
+  ERR_CUDA: 'Device',
+  ERR_CAPTURE: 'Device',
   ERR_ARGUMENT: 'Argument',
   ERR_DISPOSED: 'Argument',
   ERR_IN_USE: 'Argument',
@@ -34,6 +36,7 @@ const KINDS = {
   ERR_GROUP_POISONED: 'Distributed',
   ERR_ABORTED: 'Distributed',
   ERR_IO: 'Distributed',
+  ERR_NCCL: 'Distributed',
   ERR_TIMEOUT: 'Timeout',
   ERR_PEER_LOST: 'PeerLost',
   ERR_MISMATCH: 'Mismatch',
@@ -81,7 +84,7 @@ export class DTypeError extends SyncBnError {
   override name = 'DTypeError'
 }
 
-/** A tensor lives on, or a call names, the wrong or an unavailable device. */
+/** A tensor lives on, or a call names, the wrong or an unavailable device; or a device failed. */
 export class DeviceError extends SyncBnError {
   override name = 'DeviceError'
 }

@@ -5,6 +5,7 @@
  * the memory away from a backward that still needs it. At zero references the native reference is dropped at once;
  * a handle that is merely forgotten is dropped by its finalizer later.
  */
+import { forgetReleasedOwners } from './foreign-memory.ts'
 import { native } from './native.ts'
 import type { BindingTensor } from './native.ts'
 import type { Device, DType, MemoryFormat, Shape } from './types.ts'
@@ -46,6 +47,8 @@ export class Handle {
 
   release(): void {
     this.#references -= 1
-    if (this.#references === 0) native.tensorDispose(this.native)
+    if (this.#references > 0) return
+    native.tensorDispose(this.native)
+    forgetReleasedOwners()
   }
 }

@@ -12,6 +12,7 @@ export {
 } from './batch-norm-split.ts'
 export { arange, full, manualSeed, ones, rand, randn, tensor, zeros } from './creation.ts'
 export { cuda } from './cuda.ts'
+export type { CapturedStep } from './cuda.ts'
 export * from './data/index.ts'
 export * from './distributed/index.ts'
 export {

@@ -9,6 +9,7 @@ import { fromNative } from './errors.ts'
 export type {
   BindingArray,
   BindingBatchNormOptions,
+  BindingGraph,
   BindingGroup,
   BindingReducer,
   BindingSaved,

@@ -44,7 +44,14 @@ function leaveScope(tensor: Tensor, survivors: ReadonlySet<unknown>): void {
   else tensor.dispose()
 }
 
-/** Adds the tensors in `value` to `found`: itself, or inside arrays, maps, sets and plain objects. */
+/** The tensors in `value`: itself, or inside arrays, maps, sets and plain objects. */
+export function tensorsIn(value: unknown): Tensor[] {
+  const found = new Set<unknown>()
+  collectTensors(value, found)
+  return [...found].filter((item) => item instanceof Tensor)
+}
+
+/** Adds to `found` the tensors in `value`, and what they are in. */
 function collectTensors(value: unknown, found: Set<unknown>): void {
   const pending = [value]
   while (pending.length > 0) {

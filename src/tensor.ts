@@ -7,8 +7,9 @@ import { accumulateLater, gradientOf, replaceGradient } from './autograd/leaf.ts
 import { backward } from './autograd/engine.ts'
 import { checkWritable } from './autograd/grad-mode.ts'
 import type { Edge } from './autograd/node.ts'
-import { checkDevice, checkFloating, cudaUnavailable, parseConversion } from './device.ts'
+import { checkFloating, cudaIndex, parseConversion, toDevice } from './device.ts'
 import { argumentError, DeviceError, makeError } from './errors.ts'
+import { holdOwner } from './foreign-memory.ts'
 import { Handle } from './handle.ts'
 import type { TensorInfo } from './handle.ts'
 import { native } from './native.ts'
@@ -19,6 +20,7 @@ import { clone } from './ops/clone.ts'
 import { convert } from './ops/convert.ts'
 import { matmul } from './ops/matmul.ts'
 import { reshape } from './ops/reshape.ts'
+import { toShape } from './ops/shape.ts'
 import { mean, sum } from './ops/sum.ts'
 import { track } from './scope.ts'
 import { TensorState } from './tensor-state.ts'
@@ -54,7 +56,7 @@ export class Tensor implements Disposable {
     return infoOf(this).dtype
   }
 
-  /** Where the memory is: 'cpu' in this build. */
+  /** Where the memory is, and is computed on. */
   get device(): Device {
     return infoOf(this).device
   }
@@ -104,13 +106,13 @@ export class Tensor implements Disposable {
   }
 
   /**
-   * This tensor in another dtype or memory format; on this one's storage if nothing changes. Differentiable.
+   * This tensor on another device, in another dtype or memory format; on this one's storage if nothing changes.
+   * Differentiable: the gradient comes back to where this tensor is. From a GPU to the CPU waits for the GPU.
    *
-   * @throws DeviceError for a device other than 'cpu'.
+   * @throws DeviceError for a device that is not there.
    */
   to(target: ConversionTarget): Tensor {
-    const conversion = parseConversion(target, 'to')
-    return convert(this, conversion.dtype, conversion.memoryFormat)
+    return convert(this, parseConversion(target, 'to'))
   }
 
   /** The same storage without the gradient graph. */
@@ -128,22 +130,22 @@ export class Tensor implements Disposable {
     return reshape(this, shape)
   }
 
-  /** this + other, broadcast. float32 or float64, both of one dtype. */
+  /** this + other, broadcast. float32 or float64 (on a GPU also the half types), both of one dtype. */
   add(other: Tensor | number): Tensor {
     return add(this, other)
   }
 
-  /** this − other, broadcast. float32 or float64, both of one dtype. */
+  /** this − other, broadcast. float32 or float64 (on a GPU also the half types), both of one dtype. */
   sub(other: Tensor | number): Tensor {
     return sub(this, other)
   }
 
-  /** this · other elementwise, broadcast. float32 or float64, both of one dtype. */
+  /** this · other elementwise, broadcast. float32 or float64 (on a GPU also the half types), both of one dtype. */
   mul(other: Tensor | number): Tensor {
     return mul(this, other)
   }
 
-  /** this / other elementwise, broadcast. float32 or float64, both of one dtype. */
+  /** this / other elementwise, broadcast. float32 or float64 (on a GPU also the half types), both of one dtype. */
   div(other: Tensor | number): Tensor {
     return div(this, other)
   }
@@ -169,7 +171,7 @@ export class Tensor implements Disposable {
   }
 
   /**
-   * Copies `source`, of the same shape and any dtype, into this tensor's storage and bumps its version: a backward that
+   * Copies `source`, of the same shape, any dtype and any device, into this tensor's storage and bumps its version: a backward that
    * saved the old values fails. Not recorded.
    *
    * @throws AutogradError (ERR_IN_PLACE) if either tensor is tracked by autograd and this is not inside `noGrad`.
@@ -193,22 +195,35 @@ export class Tensor implements Disposable {
   }
 
   /**
-   * The one element as a number.
+   * The one element as a number. Waits for the device.
    *
-   * @throws ShapeError unless there is exactly one; RangeError for an int64 beyond ±2^53.
+   * @throws ShapeError unless there is exactly one; RangeError for an int64 beyond ±2^53; on a GPU what `dataSync` throws.
    */
   item(): number {
     return native.tensorItem(nativeOf(this))
   }
 
-  /** A copy of the elements in row-major order; see `dataSync`. */
+  /**
+   * The elements as they are at the time of the call; see `dataSync`. The event loop goes on while the device works; this
+   * tensor may be written to or disposed meanwhile.
+   */
   async data(options: { raw?: boolean } = {}): Promise<TypedArray> {
-    return this.dataSync(options)
+    if (this.device === 'cpu') return this.dataSync(options)
+    const copy = new Handle(native.tensorClone(nativeOf(this)))
+    try {
+      await native.cudaSynchronize(copy.info.device)
+      return native.tensorToArray(copy.native, options.raw ?? false)
+    } finally {
+      copy.release()
+    }
   }
 
   /**
    * A copy of the elements in row-major order, whatever the memory format. float16 and bfloat16 come as Float32Array,
-   * or as raw bits in a Uint16Array with `{ raw: true }`.
+   * or as raw bits in a Uint16Array with `{ raw: true }`. Waits for the device.
+   *
+   * @throws on a GPU: what its kernels and collectives have reported since the last wait (ERR_TOO_FEW_VALUES, targets out
+   *   of range, TimeoutError, …); DeviceError (ERR_CAPTURE) inside a capture.
    */
   dataSync(options: { raw?: boolean } = {}): TypedArray {
     return native.tensorToArray(nativeOf(this), options.raw ?? false)
@@ -243,21 +258,23 @@ export class Tensor implements Disposable {
   }
 
   /**
-   * The CUDA device address.
+   * The CUDA device address, for other CUDA libraries: valid while this tensor, or one that shares its storage, lives. What
+   * is enqueued here so far has not necessarily run: `await cuda.synchronize()` before another library reads.
    *
    * @throws DeviceError on the CPU.
    */
   get ptr(): bigint {
-    throw new DeviceError(
-      'ERR_DEVICE',
-      `ptr: expected a CUDA tensor, got one on '${this.device}'; CUDA comes with the GPU build`,
-    )
+    return native.tensorPointer(nativeOf(this))
   }
 
   /**
-   * A tensor over memory of another CUDA library.
+   * A tensor over memory of another CUDA library; nothing is copied.
    *
-   * @throws DeviceError in this build, which computes on the CPU.
+   * @param source `ptr`: device address of as many elements as `shape` has, dense in `memoryFormat` (default: row-major
+   *   order). `stream`: the CUstream on which the other library writes them; later work here waits for what is enqueued
+   *   there so far. Default: the memory is ready. `owner`: an object that is kept alive as long as the memory is used.
+   * @throws DeviceError for the CPU, for a device that is not there, and for an address that is not on it; ArgumentError
+   *   for an address that is not aligned; ShapeError.
    */
   static fromPointer(source: {
     ptr: number | bigint
@@ -268,21 +285,36 @@ export class Tensor implements Disposable {
     stream?: number | bigint
     owner?: object
   }): Tensor {
-    checkDevice(source.device, 'fromPointer')
-    throw cudaUnavailable('fromPointer', 'foreign device memory')
+    const operation = 'fromPointer'
+    const { ptr, dtype, memoryFormat = 'contiguous', stream, owner } = source
+    const shape = toShape(source.shape, operation)
+    const device = toDevice(source.device, operation)
+    if (cudaIndex(device) === null) {
+      throw new DeviceError('ERR_DEVICE', `${operation}: expected device 'cuda:N', got '${device}'`)
+    }
+    const address = toAddress(ptr, 'ptr')
+    const after = stream === undefined ? null : toAddress(stream, 'stream')
+    return wrap(native.tensorFromPointer(address, shape, dtype, memoryFormat, device, after, holdOwner(owner)))
   }
 
   /** A short description without the values. */
   toString(): string {
     if (this.disposed) return 'Tensor(disposed)'
-    const { dtype, memoryFormat, shape } = this
+    const { device, dtype, memoryFormat, shape } = this
     const format = memoryFormat === 'contiguous' ? '' : `, ${memoryFormat}`
-    return `Tensor(${dtype} [${shape.join(', ')}]${format}${this.requiresGrad ? ', requiresGrad' : ''})`
+    const place = device === 'cpu' ? '' : `, ${device}`
+    return `Tensor(${dtype} [${shape.join(', ')}]${format}${place}${this.requiresGrad ? ', requiresGrad' : ''})`
   }
 
   [Symbol.for('nodejs.util.inspect.custom')](): string {
     return this.toString()
   }
+}
+
+/** A device address or a stream's handle: a whole number from 0. */
+function toAddress(value: number | bigint, name: string): bigint {
+  if (typeof value === 'bigint' ? value >= 0n : Number.isSafeInteger(value) && value >= 0) return BigInt(value)
+  throw argumentError(`fromPointer: expected ${name} to be a whole number of at least 0, got ${String(value)}`)
 }
 
 /** The state of `tensor`. */

@@ -4,7 +4,7 @@ import type { Tensor } from './tensor.ts'
 /** Element type. */
 export type DType = 'float32' | 'float64' | 'float16' | 'bfloat16' | 'int32' | 'int64'
 
-/** Where a tensor's memory is. */
+/** Where a tensor's memory is, and is computed on: the CPU, or the GPU of an index. */
 export type Device = 'cpu' | `cuda:${number}`
 
 /** Order of the dimensions in memory: as in the shape, or with the channels (dimension 1) last. */

@@ -4,6 +4,7 @@
  */
 import { AutogradError } from '../errors.ts'
 import { native } from '../native.ts'
+import type { BindingTensor } from '../native.ts'
 import { add } from '../ops/arithmetic.ts'
 import { runScope, track } from '../scope.ts'
 import { edgeOf, handleOf, nativeOf, share, stateOf, wrap } from '../tensor.ts'
@@ -183,7 +184,11 @@ function makeRoot(output: Tensor, gradient: Tensor | null | undefined, operation
     const message = `${operation}: expected a gradient for an output of shape [${output.shape.join(', ')}]; only one element has a default`
     throw new AutogradError('ERR_NOT_DIFFERENTIABLE', message)
   }
-  return { edge, gradient: wrap(native.tensorFull([...output.shape], 1, output.dtype, output.memoryFormat)) }
+  return { edge, gradient: wrap(onesLike(output)) }
+}
+
+function onesLike({ shape, dtype, memoryFormat, device }: Tensor): BindingTensor {
+  return native.tensorFull([...shape], 1, dtype, memoryFormat, device)
 }
 
 /** `Tensor.backward`. */

@@ -1,5 +1,6 @@
 /** Leaves of the gradient graph: how gradients arrive in `grad`. */
-import { ArgumentError, AutogradError, DTypeError, ShapeError } from '../errors.ts'
+import { ifAbandoned } from '../capture-phase.ts'
+import { ArgumentError, AutogradError, DeviceError, DTypeError, ShapeError } from '../errors.ts'
 import { native } from '../native.ts'
 import { clone } from '../ops/clone.ts'
 import { convert } from '../ops/convert.ts'
@@ -55,7 +56,7 @@ export function gradientOf(leaf: Tensor): Tensor | null {
 
 /** Adds `gradient`, which the caller disposes, to `leaf.grad` in the leaf's memory format. */
 function accumulate(leaf: Tensor, gradient: Tensor): void {
-  const converted = gradient.memoryFormat === leaf.memoryFormat ? gradient : convert(gradient, null, leaf.memoryFormat)
+  const converted = gradient.memoryFormat === leaf.memoryFormat ? gradient : inFormatOf(leaf, gradient)
   const existing = gradientOf(leaf)
   if (!existing) {
     storeGradient(leaf, takeOver(converted))
@@ -64,6 +65,10 @@ function accumulate(leaf: Tensor, gradient: Tensor): void {
   } else {
     native.addInPlace(nativeOf(existing), nativeOf(sharesMemory(existing, converted) ? clone(converted) : converted))
   }
+}
+
+function inFormatOf({ memoryFormat }: Tensor, gradient: Tensor): Tensor {
+  return convert(gradient, { dtype: null, memoryFormat, device: null })
 }
 
 /** Whether `addend` may lie in the memory of `sum`, as when a leaf's own gradient is passed to backward. */
@@ -82,6 +87,8 @@ function storeGradient(leaf: Tensor, gradient: Tensor): void {
   disposeUnseen(leaf)
   state.grad = exempt(share(gradient, stateOf(gradient).history))
   state.gradExposed = false
+  // What a recording makes has no values before the first replay.
+  ifAbandoned(() => replaceGradient(leaf, null))
 }
 
 /** A gradient that no caller has seen has no other owner. */
@@ -107,15 +114,18 @@ function checkGradient(leaf: Tensor, gradient: Tensor): void {
   checkGradientMatches('grad', gradient, handleOf(leaf).info)
 }
 
-/** Throws unless `gradient` has the shape and dtype of what it is the gradient of. */
+/** Throws unless `gradient` has the shape, dtype and device of what it is the gradient of. */
 export function checkGradientMatches(what: string, gradient: Tensor, expected: OutputInfo): void {
-  const { dtype, shape } = gradient
+  const { device, dtype, shape } = gradient
   if (shape.length !== expected.shape.length || shape.some((size, i) => size !== expected.shape[i])) {
     const message = `${what}: expected a gradient of shape [${expected.shape.join(', ')}], got [${shape.join(', ')}]`
     throw new ShapeError('ERR_SHAPE', message)
   }
   if (dtype !== expected.dtype) {
     throw new DTypeError('ERR_DTYPE', `${what}: expected a gradient of dtype ${expected.dtype}, got ${dtype}`)
+  }
+  if (device !== expected.device) {
+    throw new DeviceError('ERR_DEVICE', `${what}: expected a gradient on ${expected.device}, got one on ${device}`)
   }
 }
 

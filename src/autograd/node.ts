@@ -4,7 +4,7 @@
  * Nodes hold handles of what they saved, never the Tensor objects of intermediate results, so that disposing those
  * neither breaks nor prolongs the graph.
  */
-import type { DType, MemoryFormat, Shape } from '../types.ts'
+import type { Device, DType, MemoryFormat, Shape } from '../types.ts'
 import type { Tensor } from '../tensor.ts'
 
 /** One output of a node: where a gradient goes. */
@@ -18,6 +18,7 @@ export interface OutputInfo {
   readonly shape: Shape
   readonly dtype: DType
   readonly memoryFormat: MemoryFormat
+  readonly device: Device
 }
 
 /** A gradient for each output or input; null where there is none. */

@@ -1,35 +1,33 @@
 /**
  * `syncbn doctor`: what this machine offers, what would be used, and why.
  *
- * Exit code 0 when training can start, 1 when something needed is missing.
+ * Exit code 0 when training can start, on the CPU if need be; 1 when something needed is missing.
  */
 import { createServer } from 'node:net'
 import { arch, availableParallelism, cpus, hostname, networkInterfaces, platform, release, totalmem } from 'node:os'
 
-interface Finding {
-  name: string
-  value: string
-  /** What to do about it; present only when something needed is missing. */
-  remedy?: string
-}
+import { choice, gpuFindings, type Finding, type Gpus } from './doctor-gpu.ts'
 
 const GIBIBYTE = 2 ** 30
 
 /** Prints the report; returns the exit code. */
 export async function doctor(): Promise<number> {
-  const findings = [...machine(), await library(), ...backends(), await loopback(), ...network(), ...environment()]
+  const { finding, gpus } = await library()
+  const about = gpus === null ? [UNKNOWN_GPUS] : gpuFindings(gpus, process.env)
+  const findings = [...machine(), finding, tcp(), ...about, await loopback(), ...network(), ...environment()]
   const width = Math.max(...findings.map(({ name }) => name.length))
-  for (const { name, value, remedy } of findings) {
-    process.stdout.write(`${name.padEnd(width)}  ${value}\n`)
-    if (remedy !== undefined) process.stdout.write(`${' '.repeat(width)}  -> ${remedy}\n`)
-  }
+  for (const found of findings) process.stdout.write(lines(found, width))
   const missing = findings.filter(({ remedy }) => remedy !== undefined)
-  process.stdout.write(`\n${missing.length === 0 ? conclusion() : `Missing: ${names(missing)}.`}\n`)
+  const verdict = gpus === null || missing.length > 0 ? `Missing: ${names(missing)}.` : choice(gpus, process.env)
+  process.stdout.write(`\n${verdict}\n`)
   return missing.length === 0 ? 0 : 1
 }
 
-function conclusion(): string {
-  return "Training would use backend 'tcp' on device 'cpu': the only ones in this release, whatever GPUs the machine has."
+/** Values in a column of their own; what to do about them below, behind an arrow. */
+function lines({ name, value, remedy, advice }: Finding, width: number): string {
+  const todo = remedy ?? advice
+  const rows = [...value.split('\n'), ...(todo === undefined ? [] : [`-> ${todo}`])]
+  return rows.map((row, i) => `${(i === 0 ? name : '').padEnd(width)}  ${row}\n`).join('')
 }
 
 function names(findings: readonly Finding[]): string {
@@ -46,24 +44,24 @@ function machine(): Finding[] {
   ]
 }
 
+const UNKNOWN_GPUS: Finding = { name: 'GPUs', value: 'not known: it is the native library that looks for them' }
+
 /** The native part is loaded here and not at the top, so that the report also works where it cannot be loaded. */
-async function library(): Promise<Finding> {
+async function library(): Promise<{ finding: Finding; gpus: Gpus | null }> {
   const name = 'native library'
   try {
     const { native } = await import('../native.ts')
-    return { name, value: `version ${native.version()}, ${native.getNumThreads()} compute threads` }
+    const value = `version ${native.version()}, ${native.getNumThreads()} compute threads`
+    return { finding: { name, value }, gpus: { cuda: native.cudaInfo(), nccl: native.ncclInfo() } }
   } catch (error) {
     const [reason] = String(error instanceof Error ? error.message : error).split('\n')
     const remedy = 'reinstall the package on this platform, or run `npm run build` in a checkout (needs Rust)'
-    return { name, value: `cannot be loaded: ${reason}`, remedy }
+    return { finding: { name, value: `cannot be loaded: ${reason}`, remedy }, gpus: null }
   }
 }
 
-function backends(): Finding[] {
-  return [
-    { name: 'backend tcp', value: 'yes: CPU tensors, one or several machines' },
-    { name: 'backend nccl', value: 'no: not in this release' },
-  ]
+function tcp(): Finding {
+  return { name: 'backend tcp', value: 'yes: one or several machines; CUDA tensors go through the host' }
 }
 
 function loopback(): Promise<Finding> {

@@ -1,6 +1,7 @@
 /** How samples become a batch when the user does not say. */
 import { argumentError } from '../errors.ts'
 import { native } from '../native.ts'
+import type { BindingTensor } from '../native.ts'
 import { nativeOf, Tensor, wrap } from '../tensor.ts'
 import type { TypedArray } from '../types.ts'
 
@@ -32,11 +33,11 @@ function stack(tensors: readonly Tensor[]): Tensor {
 
 function stackNumbers(numbers: readonly number[]): Tensor {
   if (numbers.every(Number.isSafeInteger)) return stackBigints(numbers.map(BigInt))
-  return wrap(native.tensorFromArray(Float32Array.from(numbers), [numbers.length], 'float32', 'contiguous'))
+  return wrap(fromArray(Float32Array.from(numbers), 'float32'))
 }
 
 function stackBigints(values: readonly bigint[]): Tensor {
-  return wrap(native.tensorFromArray(BigInt64Array.from(values), [values.length], 'int64', 'contiguous'))
+  return wrap(fromArray(BigInt64Array.from(values), 'int64'))
 }
 
 function stackArrays(arrays: readonly TypedArray[]): Tensor {
@@ -44,12 +45,17 @@ function stackArrays(arrays: readonly TypedArray[]): Tensor {
   if (arrays.some((array) => array.length !== length || dtypeOf(array) !== dtype)) {
     throw argumentError('the typed arrays of a batch must have one type and one length')
   }
-  const rows = arrays.map((array) => native.tensorFromArray(array, [length], dtype, 'contiguous'))
+  const rows = arrays.map((array) => fromArray(array, dtype))
   try {
     return wrap(native.tensorStack(rows))
   } finally {
     rows.forEach((row) => native.tensorDispose(row))
   }
+}
+
+/** A batch is made on the CPU; the trainer moves it to where it computes. */
+function fromArray(array: TypedArray, dtype: string): BindingTensor {
+  return native.tensorFromArray(array, [array.length], dtype, 'contiguous', 'cpu')
 }
 
 function dtypeOf(array: TypedArray): string {

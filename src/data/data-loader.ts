@@ -33,7 +33,10 @@ export interface DataLoaderOptions<S, B> {
   numWorkers?: number
   /** Needs `numWorkers`. */
   prefetchFactor?: number
-  /** Accepted for programs that also run on GPUs; CPU tensors have no use for it. */
+  /**
+   * Accepted for programs written for PyTorch, and without effect: batches are in ordinary memory, which `to('cuda:N')`
+   * has read when it returns.
+   */
   pinMemory?: boolean
   /**
    * Makes a batch of samples; default: stacks tensors, arrays and numbers, field by field (see `defaultCollate`).

@@ -4,6 +4,9 @@
  *
  * Each function checks its arguments and starts the operation before it returns; see `Work` for when it is done.
  * Until then its tensors are locked (ERR_IN_USE) and its typed arrays must be left alone.
+ *
+ * Tensors on a GPU go over NCCL in a group of backend nccl, and through host memory over TCP in one of backend tcp. Typed
+ * arrays and tensors on the CPU go over TCP in both.
  */
 import { argumentError } from '../errors.ts'
 import { type BindingTensor, type BindingWork, native } from '../native.ts'
@@ -119,7 +122,7 @@ function start(
 function toNative(operand: Collectable, temporaries: Map<CollectableArray, BindingTensor>): BindingTensor {
   if (operand instanceof Tensor) return nativeOf(operand)
   const dtype = dtypeOf(operand)
-  const made = temporaries.get(operand) ?? native.tensorFromArray(operand, [operand.length], dtype, 'contiguous')
+  const made = temporaries.get(operand) ?? native.tensorFromArray(operand, [operand.length], dtype, 'contiguous', 'cpu')
   temporaries.set(operand, made)
   return made
 }

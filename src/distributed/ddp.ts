@@ -5,8 +5,10 @@
  * equal gradients. Statistics of batch norm layers are another matter: see SyncBatchNorm.
  */
 import { gradMode, reachableLeaves } from '../autograd.ts'
+import { capturePhase } from '../capture-phase.ts'
+import { toDevice } from '../device.ts'
 import { SyncBatchNorm } from '../nn/sync-batch-norm.ts'
-import { argumentError, DeviceError } from '../errors.ts'
+import { argumentError, DeviceError, makeError } from '../errors.ts'
 import { native } from '../native.ts'
 import { Module } from '../nn/module.ts'
 import { nativeOf, type Tensor } from '../tensor.ts'
@@ -20,9 +22,12 @@ const BYTES_PER_MEBIBYTE = 1024 * 1024
 export interface DistributedDataParallelOptions {
   /** Default: the default group. */
   processGroup?: ProcessGroup
-  /** The one device of this process, 'cpu' in this release; a process drives one device. */
+  /**
+   * The one device of this process, as a string or, of a GPU, its index: where the parameters are. Inputs are moved
+   * there. Default: inputs stay where they are.
+   */
   deviceIds?: [Device | number]
-  /** As `deviceIds`. */
+  /** Where the output is moved to. Default: it stays where it is. */
   outputDevice?: Device | number
   /** Size of a gradient bucket in MiB; default 25. Smaller buckets start their exchange earlier. */
   bucketCapMb?: number
@@ -56,22 +61,26 @@ export class DistributedDataParallel<M extends Module = Module> extends Module {
   readonly #group: ProcessGroup
   readonly #reducer: GradientReducer
   readonly #broadcastBuffers: boolean
+  readonly #inputDevice: Device | null
+  readonly #outputDevice: Device | null
 
   /**
    * Collective: every rank of the group constructs it, around modules of equal parameters.
    *
-   * @throws ArgumentError when no parameter requires a gradient, or several devices are given; DistributedError
+   * @throws ArgumentError when no parameter requires a gradient, or several devices are given; DeviceError when the
+   *   parameters are not on one device, or on another than `deviceIds`; DistributedError
    *   ERR_NOT_INITIALIZED, ERR_NOT_IN_GROUP; MismatchError ERR_PARAMETER_MISMATCH, which names the first parameter
    *   whose name, shape or dtype is not the same on all ranks
    */
   constructor(module: M, options: DistributedDataParallelOptions = {}) {
     super()
     const { bucketCapMb = 25, broadcastBuffers = true, findUnusedParameters = false, initSync = true } = options
-    checkDevices(options)
     if (!(Number.isFinite(bucketCapMb) && bucketCapMb > 0)) {
       throw argumentError(`bucketCapMb must be a positive number, got ${String(bucketCapMb)}`)
     }
     const trainable = trainableParameters(module)
+    this.#inputDevice = chooseInputDevice(options.deviceIds ?? [], trainable)
+    this.#outputDevice = options.outputDevice === undefined ? null : parseDevice(options.outputDevice)
     const group = nativeGroup(options.processGroup)
     native.verifyParameters(group, [...trainable.keys()], [...trainable.values()].map(nativeOf))
     this.module = module
@@ -85,12 +94,15 @@ export class DistributedDataParallel<M extends Module = Module> extends Module {
   /**
    * The wrapped module's output.
    *
-   * @throws what the module throws; a DistributedError when the buffers cannot be exchanged
+   * @throws what the module throws; a DistributedError when the buffers cannot be exchanged; DeviceError (ERR_CAPTURE) for
+   *   `findUnusedParameters` in `cuda.capture`, whose exchange needs the host
    */
   override forward(...inputs: Tensor[]): Tensor {
     const synchronized = gradMode.enabled && this.#reducer.enabled
+    if (synchronized && this.#reducer.needsReachable) refuseInCapture()
     if (synchronized && this.training && this.#broadcastBuffers) this.#broadcast(this.#buffersToBroadcast())
-    const output = this.module.call(...inputs)
+    const result = this.module.call(...inputs.map((input) => moved(input, this.#inputDevice)))
+    const output = moved(result, this.#outputDevice)
     if (synchronized) this.#reducer.expectBackward(this.#reducer.needsReachable ? reachableLeaves([output]) : [])
     return output
   }
@@ -145,15 +157,38 @@ function trainableParameters(module: Module): Map<string, Tensor> {
   throw argumentError('DistributedDataParallel needs a module with at least one parameter that requires a gradient')
 }
 
-function checkDevices({ deviceIds, outputDevice }: DistributedDataParallelOptions): void {
-  const given: ReadonlyArray<Device | number> = deviceIds ?? []
-  if (given.length > 1) {
+/** The device of `deviceIds`, which the parameters are on; null without one. */
+function chooseInputDevice(
+  deviceIds: ReadonlyArray<Device | number>,
+  parameters: ReadonlyMap<string, Tensor>,
+): Device | null {
+  if (deviceIds.length > 1) {
     throw argumentError(
-      `DistributedDataParallel drives one device per process, got ${given.length}; start one process per device`,
+      `DistributedDataParallel drives one device per process, got ${deviceIds.length}; start one process per device`,
     )
   }
-  for (const device of [...given, ...(outputDevice === undefined ? [] : [outputDevice])]) {
-    if (device !== 'cpu')
-      throw new DeviceError('ERR_DEVICE', `device must be 'cpu' in this release, got '${String(device)}'`)
+  const [first] = deviceIds
+  if (first === undefined) return null
+  const name = typeof first === 'number' ? `cuda:${first}` : first
+  for (const [key, { device }] of parameters) {
+    if (device === name) continue
+    const message = `DistributedDataParallel: expected parameters on the device of deviceIds, '${name}', got '${key}' on '${device}'`
+    throw new DeviceError('ERR_DEVICE', message)
   }
+  return parseDevice(first)
+}
+
+function parseDevice(device: Device | number): Device {
+  return toDevice(typeof device === 'number' ? `cuda:${device}` : device, 'DistributedDataParallel')
+}
+
+function moved(tensor: Tensor, device: Device | null): Tensor {
+  return device === null || tensor.device === device ? tensor : tensor.to(device)
+}
+
+function refuseInCapture(): void {
+  if (capturePhase() === 'none') return
+  const message =
+    'DistributedDataParallel: findUnusedParameters exchanges through the host, which cuda.capture cannot replay'
+  throw makeError('ERR_CAPTURE', message)
 }

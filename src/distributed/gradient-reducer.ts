@@ -89,7 +89,7 @@ export class GradientReducer {
 
   /** Which parameters any rank has a new gradient for. */
   #usedAnywhere(used: readonly boolean[]): boolean[] {
-    const flags = native.tensorFromArray(Int32Array.from(used.map(Number)), [used.length], 'int32', 'contiguous')
+    const flags = native.tensorFromArray(Int32Array.from(used.map(Number)), [used.length], 'int32', 'contiguous', 'cpu')
     try {
       native.workWait(native.allReduce(this.#group, flags, 'max'))
       return Array.from(native.tensorToArray(flags, false) as Int32Array, (flag) => flag !== 0)
@@ -131,5 +131,5 @@ export class GradientReducer {
 
 /** A gradient for a parameter that only other ranks used; like every gradient, no tensor scope releases it. */
 function zerosLike(leaf: Tensor): Tensor {
-  return wrap(native.tensorFull([...leaf.shape], 0, leaf.dtype, leaf.memoryFormat))
+  return wrap(native.tensorFull([...leaf.shape], 0, leaf.dtype, leaf.memoryFormat, leaf.device))
 }

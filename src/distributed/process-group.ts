@@ -4,6 +4,9 @@
  * A group belongs to the JavaScript environment (main thread or worker) that made it; the state of this module is
  * that environment's default group. The native side holds the connections and ends them with the environment.
  */
+import { debuglog } from 'node:util'
+
+import { toDevice } from '../device.ts'
 import { argumentError, DeviceError, DistributedError } from '../errors.ts'
 import { type BindingGroup, native } from '../native.ts'
 import type { Device } from '../types.ts'
@@ -19,6 +22,7 @@ export interface ProcessGroup {
   readonly size: number
   /** The members' ranks in the default group, in the order of their ranks in this one. */
   readonly ranks: readonly number[]
+  /** How tensors on GPUs are exchanged; those on the CPU always go over TCP. */
   readonly backend: 'tcp' | 'nccl'
   /** Milliseconds after which a wait for other ranks ends with a TimeoutError. */
   readonly timeout: number
@@ -26,7 +30,10 @@ export interface ProcessGroup {
 
 /** Options of `initProcessGroup`. */
 export interface InitProcessGroupOptions {
-  /** Default 'tcp'; 'nccl' is not in this release (ERR_BACKEND_UNAVAILABLE). */
+  /**
+   * Default: 'nccl' where every rank has a GPU of its own and NCCL, else 'tcp'; with NODE_DEBUG=syncbn in the environment,
+   * which and why is written to stderr.
+   */
   backend?: 'tcp' | 'nccl'
   /**
    * Where the ranks meet: 'env://' (default: MASTER_ADDR and MASTER_PORT), 'tcp://host:port' (rank 0 listens there),
@@ -41,12 +48,14 @@ export interface InitProcessGroupOptions {
   timeout?: number
   /** Secret that every rank proves to know; default SYNCBN_TOKEN. Needed when any rank is not on loopback. */
   token?: string
-  /** The device of this rank: 'cpu' (default), the only kind in this release. */
+  /** The device of this rank, and the only GPU whose tensors a group of backend nccl takes. Default for nccl: cuda:LOCAL_RANK. */
   deviceId?: Device
   /** Ends the rendezvous early: the promise then rejects with ERR_ABORTED, whose `cause` is the signal's reason. */
   signal?: AbortSignal
 }
 
+/** Silent unless NODE_DEBUG asks for it. */
+const debug = debuglog('syncbn')
 const handles = new WeakMap<ProcessGroup, BindingGroup>()
 let current: ProcessGroup | null = null
 let initializing = false
@@ -54,20 +63,28 @@ let initializing = false
 /**
  * Meets the other ranks and makes the default group. Every rank of the job calls it, once.
  *
- * @throws ArgumentError a bad option or a malformed `initMethod`; DeviceError ERR_BACKEND_UNAVAILABLE for 'nccl';
- *   DistributedError ERR_ALREADY_INITIALIZED, ERR_ENVIRONMENT (a missing variable, by name), ERR_ADDRESS_IN_USE,
+ * @throws ArgumentError a bad option or a malformed `initMethod`; DeviceError ERR_DEVICE for a device that is not there and
+ *   for two ranks on one GPU with nccl, ERR_BACKEND_UNAVAILABLE if nccl is asked for and a rank has no GPU or no NCCL
+ *   (naming every path that was tried); MismatchError if ranks ask for different backends; DistributedError ERR_NCCL,
+ *   ERR_ALREADY_INITIALIZED, ERR_ENVIRONMENT (a missing variable, by name), ERR_ADDRESS_IN_USE,
  *   ERR_RENDEZVOUS (a rank out of range or taken twice, another world size), ERR_TOKEN_REQUIRED, ERR_TOKEN_REJECTED,
  *   ERR_ABORTED; TimeoutError that names the ranks which did not come
  */
 export async function initProcessGroup(options: InitProcessGroupOptions = {}): Promise<ProcessGroup> {
-  checkBackend(options.backend, options.deviceId)
+  const { backend } = options
+  if (backend !== undefined && backend !== 'tcp' && backend !== 'nccl') {
+    throw argumentError(`backend must be 'tcp' or 'nccl', got '${String(backend)}'`)
+  }
+  if (options.deviceId !== undefined) checkDeviceId(toDevice(options.deviceId, 'initProcessGroup'), backend)
   const timeout = checkTimeout(options.timeout ?? DEFAULT_TIMEOUT)
   if (current !== null || initializing) {
     throw new DistributedError('ERR_ALREADY_INITIALIZED', 'the default process group exists already: destroy it first')
   }
   initializing = true
   try {
-    current = groupFrom(await connect(options, timeout))
+    const handle = await connect(options, timeout)
+    debug(native.groupInfo(handle).reason)
+    current = groupFrom(handle)
     return current
   } finally {
     initializing = false
@@ -88,6 +105,8 @@ async function connect(options: InitProcessGroupOptions, timeout: number): Promi
         ...(options.rank !== undefined && { rank: options.rank }),
         ...(options.worldSize !== undefined && { worldSize: options.worldSize }),
         ...(options.token !== undefined && { token: options.token }),
+        ...(options.backend !== undefined && { backend: options.backend }),
+        ...(options.deviceId !== undefined && { deviceId: options.deviceId }),
       },
       cancel,
     )
@@ -104,19 +123,9 @@ function aborted(signal: AbortSignal): DistributedError {
   return error
 }
 
-function checkBackend(backend: string | undefined, deviceId: Device | undefined): void {
-  if (backend === 'nccl') {
-    throw new DeviceError(
-      'ERR_BACKEND_UNAVAILABLE',
-      "backend 'nccl' is not in this release; use 'tcp', which works with CPU tensors",
-    )
-  }
-  if (backend !== undefined && backend !== 'tcp') {
-    throw argumentError(`backend must be 'tcp', got '${String(backend)}'`)
-  }
-  if (deviceId !== undefined && deviceId !== 'cpu') {
-    throw new DeviceError('ERR_DEVICE', `deviceId must be 'cpu' in this release, got '${String(deviceId)}'`)
-  }
+function checkDeviceId(device: Device, backend: string | undefined): void {
+  if (backend !== 'nccl' || device !== 'cpu') return
+  throw new DeviceError('ERR_DEVICE', "initProcessGroup: expected deviceId 'cuda:N' with backend 'nccl', got 'cpu'")
 }
 
 function checkTimeout(timeout: number): number {
@@ -240,7 +249,9 @@ function requireDefault(): ProcessGroup {
 }
 
 function groupFrom(handle: BindingGroup): ProcessGroup {
-  const { rank, size, ranks, backend, timeout } = native.groupInfo(handle)
+  const { rank, size, ranks, backend, timeout, device } = native.groupInfo(handle)
+  // The native side uses the GPU that it chose: from now on it counts as used here, too.
+  if (device) toDevice(device as Device, 'initProcessGroup')
   const group: ProcessGroup = Object.freeze({
     rank,
     size,

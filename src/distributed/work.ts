@@ -2,19 +2,22 @@
 import { type BindingWork, native } from '../native.ts'
 
 /**
- * A collective that is under way. `await` it, or call `wait()`, which blocks this thread.
+ * A collective that is under way. `await` it, or call `wait()`, which blocks this thread. Awaited, it is done on the GPU,
+ * too.
  *
  * The operations of one group run in the order in which the program called them. Data given as typed arrays is copied
  * back when the work is waited for or awaited, whichever comes first, and not before.
  */
 export interface Work extends PromiseLike<void> {
   /**
-   * Blocks until the operation is done, at most until the group's deadline.
+   * Blocks until the operation is done, at most until the group's deadline. For tensors on a GPU it does not block: what
+   * is enqueued on the device from now on sees the result.
    *
-   * @throws TimeoutError, PeerLostError, MismatchError or another DistributedError: what ended the operation
+   * @throws TimeoutError, PeerLostError, MismatchError or another DistributedError: what ended the operation. On a GPU,
+   *   what ends it later is thrown by the next wait for the device or call on the group.
    */
   wait(): void
-  /** Whether the operation has ended, well or not. */
+  /** Whether the operation has ended, well or not; on a GPU, whether the device is done with it. */
   readonly completed: boolean
 }
 

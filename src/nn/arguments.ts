@@ -1,5 +1,5 @@
 /** Checks of constructor arguments that modules share. */
-import { checkDevice, checkFloating } from '../device.ts'
+import { checkFloating, toDevice } from '../device.ts'
 import { argumentError } from '../errors.ts'
 import type { Device, DType } from '../types.ts'
 
@@ -17,10 +17,10 @@ export function positiveInteger(value: number, name: string): number {
   throw argumentError(`${name}: expected a positive integer, got ${String(value)}`)
 }
 
-/** The dtype of the parameters; throws for an unknown device or a dtype that cannot be trained. */
-export function factoryDType(options: FactoryOptions, name: string): DType {
-  checkDevice(options.device, name)
+/** Where and as what the parameters are made; throws for a device that is not there or a dtype that cannot be trained. */
+export function toFactory(options: FactoryOptions, name: string): Required<FactoryOptions> {
+  const device = toDevice(options.device, name)
   const dtype = options.dtype ?? 'float32'
   checkFloating(dtype, name)
-  return dtype
+  return { dtype, device }
 }

@@ -6,7 +6,7 @@ import type { NormalizeArguments } from '../ops/batch-norm.ts'
 import { nativeOf, wrap } from '../tensor.ts'
 import type { Tensor } from '../tensor.ts'
 import type { DType } from '../types.ts'
-import { factoryDType, positiveInteger } from './arguments.ts'
+import { positiveInteger, toFactory } from './arguments.ts'
 import type { FactoryOptions } from './arguments.ts'
 import { Module, registerBufferAs, registerParameterAs } from './module.ts'
 import { parameter } from './parameter.ts'
@@ -57,24 +57,24 @@ export abstract class BatchNormBase extends Module {
   /** @throws ArgumentError for numFeatures that is no positive integer, eps that is not positive, momentum NaN or ±∞ */
   constructor(numFeatures: number, options: BatchNormOptions = {}) {
     super()
-    const dtype = factoryDType(options, this.constructor.name)
+    const factory = toFactory(options, this.constructor.name)
     this.numFeatures = positiveInteger(numFeatures, `${this.constructor.name} numFeatures`)
     this.eps = checkEps(options.eps ?? 1e-5)
     this.momentum = checkMomentum(options.momentum === undefined ? 0.1 : options.momentum)
     this.affine = options.affine ?? true
     this.trackRunningStats = options.trackRunningStats ?? true
-    this.#registerParameters(dtype, this.affine && (options.bias ?? true))
-    this.#registerBuffers(dtype)
+    this.#registerParameters(factory, this.affine && (options.bias ?? true))
+    this.#registerBuffers(factory)
   }
 
-  #registerParameters(dtype: DType, bias: boolean): void {
-    registerParameterAs(this, 'weight', 'weight', this.affine ? filledParameter(this.numFeatures, 1, dtype) : null)
-    registerParameterAs(this, 'bias', 'bias', bias ? filledParameter(this.numFeatures, 0, dtype) : null)
+  #registerParameters(factory: Required<FactoryOptions>, bias: boolean): void {
+    registerParameterAs(this, 'weight', 'weight', this.affine ? filledParameter(this.numFeatures, 1, factory) : null)
+    registerParameterAs(this, 'bias', 'bias', bias ? filledParameter(this.numFeatures, 0, factory) : null)
   }
 
-  #registerBuffers(dtype: DType): void {
+  #registerBuffers({ dtype, device }: Required<FactoryOptions>): void {
     const make = (shape: number[], value: number, type: DType): Tensor | null =>
-      this.trackRunningStats ? wrap(native.tensorFull(shape, value, type, 'contiguous')) : null
+      this.trackRunningStats ? wrap(native.tensorFull(shape, value, type, 'contiguous', device)) : null
     registerBufferAs(this, 'runningMean', 'running_mean', make([this.numFeatures], 0, dtype), true)
     registerBufferAs(this, 'runningVar', 'running_var', make([this.numFeatures], 1, dtype), true)
     registerBufferAs(this, 'numBatchesTracked', 'num_batches_tracked', make([], 0, 'int64'), true)
@@ -113,8 +113,8 @@ export abstract class BatchNormBase extends Module {
   }
 }
 
-function filledParameter(length: number, value: number, dtype: DType): Tensor {
-  return parameter(wrap(native.tensorFull([length], value, dtype, 'contiguous')))
+function filledParameter(length: number, value: number, { dtype, device }: Required<FactoryOptions>): Tensor {
+  return parameter(wrap(native.tensorFull([length], value, dtype, 'contiguous', device)))
 }
 
 /** An in-place write that is no part of any graph. */

@@ -3,7 +3,7 @@ import { argumentError } from '../errors.ts'
 import { conv2d } from '../ops/conv2d.ts'
 import { toPair } from '../ops/shape.ts'
 import type { Tensor } from '../tensor.ts'
-import { factoryDType, positiveInteger } from './arguments.ts'
+import { positiveInteger, toFactory } from './arguments.ts'
 import type { FactoryOptions } from './arguments.ts'
 import { kaimingUniformWeight, uniformBias } from './init.ts'
 import { Module } from './module.ts'
@@ -40,7 +40,7 @@ export class Conv2d extends Module {
     options: Conv2dModuleOptions = {},
   ) {
     super()
-    const dtype = factoryDType(options, 'Conv2d')
+    const factory = toFactory(options, 'Conv2d')
     this.inChannels = positiveInteger(inChannels, 'Conv2d inChannels')
     this.outChannels = positiveInteger(outChannels, 'Conv2d outChannels')
     this.groups = positiveInteger(options.groups ?? 1, 'Conv2d groups')
@@ -54,8 +54,8 @@ export class Conv2d extends Module {
     this.stride.forEach((step) => positiveInteger(step, 'Conv2d stride'))
     this.padding = toPair(options.padding ?? 0, 'Conv2d padding')
     const shape = [outChannels, inChannels / this.groups, ...this.kernelSize]
-    this.weight = kaimingUniformWeight(shape, dtype)
-    this.bias = (options.bias ?? true) ? uniformBias(shape, dtype) : null
+    this.weight = kaimingUniformWeight(shape, factory)
+    this.bias = (options.bias ?? true) ? uniformBias(shape, factory) : null
   }
 
   override forward(input: Tensor): Tensor {

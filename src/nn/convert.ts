@@ -20,7 +20,7 @@ const originals = new WeakMap<SyncBatchNorm, BatchNormBase>()
 
 /**
  * Replaces every batch norm layer in `module` by a SyncBatchNorm over `processGroup`, existing SyncBatchNorm layers
- * included. Kept: parameters, buffers and their identity, mode, dtype, hooks, submodules and further fields of a layer;
+ * included. Kept: parameters, buffers and their identity, mode, dtype, device, hooks, submodules and further fields of a layer;
  * a layer in several places stays one.
  *
  * @param processGroup null: the default group at the time of the call

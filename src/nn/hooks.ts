@@ -111,8 +111,8 @@ function fillMissing(gradients: Gradients, inputs: readonly TensorInfo[]): Tenso
   return inputs.map((input, i) => gradients[i] ?? zerosLike(input))
 }
 
-function zerosLike({ shape, dtype, memoryFormat }: TensorInfo): Tensor {
-  return wrap(native.tensorFull([...shape], 0, dtype, memoryFormat))
+function zerosLike({ shape, dtype, memoryFormat, device }: TensorInfo): Tensor {
+  return wrap(native.tensorFull([...shape], 0, dtype, memoryFormat, device))
 }
 
 /** At the output: remembers its gradient; calls the hooks itself if no input needs one. */

@@ -1,7 +1,7 @@
 /** Fully connected layer. */
 import { linear } from '../ops/linear.ts'
 import type { Tensor } from '../tensor.ts'
-import { factoryDType, positiveInteger } from './arguments.ts'
+import { positiveInteger, toFactory } from './arguments.ts'
 import type { FactoryOptions } from './arguments.ts'
 import { kaimingUniformWeight, uniformBias } from './init.ts'
 import { Module } from './module.ts'
@@ -18,12 +18,12 @@ export class Linear extends Module {
   /** @param options `bias`: default true. `dtype`: default 'float32'. `device`: default 'cpu'. */
   constructor(inFeatures: number, outFeatures: number, options: FactoryOptions & { bias?: boolean } = {}) {
     super()
-    const dtype = factoryDType(options, 'Linear')
+    const factory = toFactory(options, 'Linear')
     this.inFeatures = positiveInteger(inFeatures, 'Linear inFeatures')
     this.outFeatures = positiveInteger(outFeatures, 'Linear outFeatures')
     const shape = [outFeatures, inFeatures]
-    this.weight = kaimingUniformWeight(shape, dtype)
-    this.bias = (options.bias ?? true) ? uniformBias(shape, dtype) : null
+    this.weight = kaimingUniformWeight(shape, factory)
+    this.bias = (options.bias ?? true) ? uniformBias(shape, factory) : null
   }
 
   override forward(input: Tensor): Tensor {

@@ -154,10 +154,11 @@ export abstract class Module {
   }
 
   /**
-   * Converts parameters, buffers and gradients in place: they stay the same objects. A dtype converts floating-point
-   * tensors only; 'channelsLast' converts tensors of 4 dimensions, 'channelsLast3d' those of 5.
+   * Moves and converts parameters, buffers and gradients in place: they stay the same objects. A dtype converts
+   * floating-point tensors only; 'channelsLast' converts tensors of 4 dimensions, 'channelsLast3d' those of 5. Move a
+   * module before DistributedDataParallel is made around it.
    *
-   * @throws DTypeError for an integer dtype; DeviceError for a device other than 'cpu'
+   * @throws DTypeError for an integer dtype; DeviceError for a device that is not there. Nothing is changed then.
    */
   to(target: ConversionTarget): this {
     const conversion = parseConversion(target, 'to')
@@ -188,7 +189,7 @@ export abstract class Module {
   }
 
   /**
-   * Copies `state` into parameters and persistent buffers, converting dtype and memory format. Everything is checked
+   * Copies `state` into parameters and persistent buffers, converting device, dtype and memory format. Everything is checked
    * before the first copy.
    *
    * A key 'num_batches_tracked' may be missing where all other keys of its module are there: files written before

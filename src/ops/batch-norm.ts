@@ -167,7 +167,7 @@ function toMomentum(momentum: number | null | undefined): { momentum?: number } 
 /**
  * Batch normalization over this rank's batch. Twice differentiable.
  *
- * @param input (N, C, …), float32 or float64 (float16 and bfloat16 where the backend computes them)
+ * @param input (N, C, …), float32 or float64 (on a GPU also float16 and bfloat16)
  * @param args see BatchNormArguments. `training` defaults to false, as in PyTorch: the running statistics are used, and
  *   are required. With `training`, the batch's statistics are used and the running ones, if given, are updated in place.
  * @throws ShapeError, DTypeError for operands that do not fit; ERR_TOO_FEW_VALUES when training on one value per

@@ -30,8 +30,8 @@ const backwardOperation: Operation<undefined> = {
   },
 }
 
-function zerosLike({ shape, dtype, memoryFormat }: Tensor): Tensor {
-  return wrap(native.tensorFull([...shape], 0, dtype, memoryFormat))
+function zerosLike({ shape, dtype, memoryFormat, device }: Tensor): Tensor {
+  return wrap(native.tensorFull([...shape], 0, dtype, memoryFormat, device))
 }
 
 function reluBackward(gradient: Tensor, output: Tensor): Tensor {

@@ -1,8 +1,11 @@
 /** Adam with decoupled weight decay, as torch.optim.AdamW. */
+import { capturePhase } from '../capture-phase.ts'
 import { argumentError } from '../errors.ts'
+import { Handle } from '../handle.ts'
 import { native } from '../native.ts'
+import type { BindingTensor } from '../native.ts'
 import type { Tensor } from '../tensor.ts'
-import { atLeastZero, Optimizer } from './optimizer.ts'
+import { atLeastZero, onDevice, Optimizer, requireNotRecording } from './optimizer.ts'
 import type { StepOperands } from './optimizer.ts'
 
 /** Options of AdamW. */
@@ -36,9 +39,11 @@ export class AdamW extends Optimizer {
     this.#settings = checkSettings({ beta1, beta2, eps: options.eps ?? 1e-8, weightDecay: options.weightDecay ?? 1e-2 })
   }
 
-  protected override updateParameter({ parameter, gradient, state, moment }: StepOperands): void {
+  protected override updateParameter(operands: StepOperands): void {
+    const { parameter, gradient, state, moment } = operands
+    const counter = stepCounter(operands)
     const options = { lr: this.lr, ...this.#settings, step: state.step + 1 }
-    native.adamwStep(parameter, gradient, moment('exp_avg'), moment('exp_avg_sq'), options)
+    native.adamwStep(parameter, gradient, moment('exp_avg'), moment('exp_avg_sq'), options, counter)
   }
 
   override readOptions(): Record<string, number> {
@@ -52,6 +57,25 @@ export class AdamW extends Optimizer {
     this.lr = atLeastZero(lr, 'lr')
     this.#settings = settings
   }
+}
+
+/**
+ * The step counter on the parameter's GPU, which the kernel reads and advances; null while the host counts. A capture
+ * needs the former: what the host passes to a kernel is the same at every replay.
+ */
+function stepCounter({ device, state }: StepOperands): BindingTensor | null {
+  if (state.counter) {
+    if (device !== 'cpu') state.counter = onDevice(state.counter, device)
+    else {
+      state.step = native.tensorItem(state.counter.native)
+      state.counter.release()
+      state.counter = null
+    }
+  } else if (device !== 'cpu' && capturePhase() !== 'none') {
+    requireNotRecording()
+    state.counter = new Handle(native.tensorFull([1], state.step, 'int64', 'contiguous', device))
+  }
+  return state.counter?.native ?? null
 }
 
 function checkSettings(settings: Settings): Settings {

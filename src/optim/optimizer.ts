@@ -1,24 +1,30 @@
 /** What optimizers share: their parameters, the loop over gradients, state dicts. */
 import { gradientOf } from '../autograd.ts'
-import { argumentError } from '../errors.ts'
+import { atEachStep, capturePhase } from '../capture-phase.ts'
+import { argumentError, makeError } from '../errors.ts'
 import { Handle } from '../handle.ts'
 import { native } from '../native.ts'
 import type { BindingTensor } from '../native.ts'
 import { describe, isLeaf, nativeOf, Tensor } from '../tensor.ts'
+import type { Device } from '../types.ts'
 import { loadOptimizerState, readOptimizerState } from './state-dict.ts'
 
 /** What an optimizer remembers of one parameter: how many steps it took, and tensors of the parameter's shape. */
 export interface ParameterState {
+  /** Steps, as far as there is no `counter`. */
   step: number
   readonly moments: Map<string, Handle>
+  /** int64 [1] on the parameter's GPU: steps, counted by the kernels that read it; from the first capture on. */
+  counter: Handle | null
 }
 
 /** A parameter, its gradient and its state, as a step sees them. */
 export interface StepOperands {
+  readonly device: Device
   readonly parameter: BindingTensor
   readonly gradient: BindingTensor
   readonly state: ParameterState
-  /** The tensor of this name in the state, made of zeros on first use. */
+  /** The tensor of this name in the state, made of zeros on first use, on the parameter's device. */
   moment(name: string): BindingTensor
 }
 
@@ -37,7 +43,11 @@ export abstract class Optimizer {
     this.lr = atLeastZero(lr, 'lr')
   }
 
-  /** Updates every parameter that has a gradient. Not recorded for backward. */
+  /**
+   * Updates every parameter that has a gradient. Not recorded for backward.
+   *
+   * @throws DeviceError (ERR_CAPTURE) in a `cuda.capture` without a step before it that makes the state
+   */
   step(): void {
     atLeastZero(this.lr, 'lr')
     this.parameters.forEach((tensor, index) => {
@@ -47,15 +57,20 @@ export abstract class Optimizer {
   }
 
   #update(index: number, tensor: Tensor, gradient: Tensor): void {
-    const state = this.states.get(index) ?? { step: 0, moments: new Map<string, Handle>() }
+    const state = this.states.get(index) ?? { step: 0, moments: new Map<string, Handle>(), counter: null }
     const moment = (name: string): BindingTensor => {
-      const known = state.moments.get(name) ?? zerosLike(tensor)
-      state.moments.set(name, known)
-      return known.native
+      const known = state.moments.get(name)
+      const handle = known ? onDevice(known, tensor.device) : zerosLike(tensor)
+      state.moments.set(name, handle)
+      return handle.native
     }
-    this.updateParameter({ parameter: nativeOf(tensor), gradient: nativeOf(gradient), state, moment })
-    state.step += 1
+    const operands = { parameter: nativeOf(tensor), gradient: nativeOf(gradient), device: tensor.device, state, moment }
+    this.updateParameter(operands)
     this.states.set(index, state)
+    atEachStep(() => {
+      const current = this.states.get(index)
+      if (current) current.step += 1
+    })
   }
 
   /** Sets every parameter's `grad` to null. */
@@ -96,8 +111,25 @@ export abstract class Optimizer {
 }
 
 function zerosLike(tensor: Tensor): Handle {
-  const { shape, dtype, memoryFormat } = tensor
-  return new Handle(native.tensorFull([...shape], 0, dtype, memoryFormat))
+  requireNotRecording()
+  const { shape, dtype, memoryFormat, device } = tensor
+  return new Handle(native.tensorFull([...shape], 0, dtype, memoryFormat, device))
+}
+
+/** `handle` itself, or, where the parameter was moved since the last step, its values on the parameter's device. */
+export function onDevice(handle: Handle, device: Device): Handle {
+  if (handle.info.device === device) return handle
+  const moved = new Handle(native.tensorTo(handle.native, null, null, device))
+  handle.release()
+  return moved
+}
+
+/** State that is made in a recording would start anew at every replay. */
+export function requireNotRecording(): void {
+  if (capturePhase() !== 'recording') return
+  const message =
+    'optimizer: expected a step before the recording, which makes its state; give cuda.capture a warmup of at least 1'
+  throw makeError('ERR_CAPTURE', message)
 }
 
 function checkParameters(parameters: Tensor[]): Tensor[] {

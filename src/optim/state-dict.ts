@@ -1,6 +1,7 @@
 /** State dicts of optimizers: keys 'param_groups.0.<option>', 'state.<i>.step', 'state.<i>.<tensor>'. */
 import { ArgumentError } from '../errors.ts'
 import { Handle } from '../handle.ts'
+import type { TensorInfo } from '../handle.ts'
 import { native } from '../native.ts'
 import { sameShape } from '../ops/shape.ts'
 import { handleOf, nativeOf, Tensor, wrap } from '../tensor.ts'
@@ -14,15 +15,16 @@ export function readOptimizerState(optimizer: Optimizer): Map<string, Tensor> {
   for (const [name, value] of Object.entries(optimizer.readOptions())) {
     state.set(`${GROUP}.${name}`, scalar(Float64Array.of(value), 'float64'))
   }
-  for (const [index, { step, moments }] of optimizer.states) {
-    state.set(`state.${index}.step`, scalar(BigInt64Array.of(BigInt(step)), 'int64'))
+  for (const [index, { step, moments, counter }] of optimizer.states) {
+    const steps = counter ? native.tensorItem(counter.native) : step
+    state.set(`state.${index}.step`, scalar(BigInt64Array.of(BigInt(steps)), 'int64'))
     for (const [name, handle] of moments) state.set(`state.${index}.${name}`, wrap(native.tensorClone(handle.native)))
   }
   return state
 }
 
 function scalar(data: Float64Array | BigInt64Array, dtype: 'float64' | 'int64'): Tensor {
-  return wrap(native.tensorFromArray(data, [], dtype, 'contiguous'))
+  return wrap(native.tensorFromArray(data, [], dtype, 'contiguous', 'cpu'))
 }
 
 /** What of a state dict belongs to one parameter. */
@@ -84,22 +86,40 @@ function readEntry(optimizer: Optimizer, parameter: Tensor, index: number, take:
 }
 
 function replaceStates(optimizer: Optimizer, entries: readonly (Entry | null)[]): void {
-  for (const { moments } of optimizer.states.values()) for (const handle of moments.values()) handle.release()
-  optimizer.states.clear()
   entries.forEach((entry, index) => {
-    if (entry) optimizer.states.set(index, copyEntry(entry, optimizer.parameters[index] as Tensor))
+    const old = optimizer.states.get(index)
+    if (entry) optimizer.states.set(index, takeOver(entry, optimizer.parameters[index] as Tensor, old))
+    else if (old) drop(optimizer, index, old)
   })
 }
 
-function copyEntry({ step, moments }: Entry, parameter: Tensor): ParameterState {
-  const { dtype, memoryFormat, shape } = handleOf(parameter).info
-  const copies = new Map<string, Handle>()
+/**
+ * The entry's values, in the memory of the state before where there is some: a recorded step (`cuda.capture`) goes on
+ * using it.
+ */
+function takeOver({ step, moments }: Entry, parameter: Tensor, old: ParameterState | undefined): ParameterState {
+  const taken = new Map<string, Handle>()
   for (const [name, tensor] of moments) {
-    const copy = new Handle(native.tensorFull([...shape], 0, dtype, memoryFormat))
-    native.tensorCopyInPlace(copy.native, nativeOf(tensor))
-    copies.set(name, copy)
+    const target = fitting(old?.moments.get(name), handleOf(parameter).info)
+    native.tensorCopyInPlace(target.native, nativeOf(tensor))
+    taken.set(name, target)
   }
-  return { step, moments: copies }
+  for (const [name, handle] of old?.moments ?? []) if (taken.get(name) !== handle) handle.release()
+  if (old?.counter) native.tensorFillInPlace(old.counter.native, step)
+  return { step, moments: taken, counter: old?.counter ?? null }
+}
+
+/** `handle` if it is like the parameter, else new memory like it. */
+function fitting(handle: Handle | undefined, { dtype, memoryFormat, shape, device }: TensorInfo): Handle {
+  const info = handle?.info
+  const fits = info?.dtype === dtype && info.memoryFormat === memoryFormat && info.device === device
+  return handle && fits ? handle : new Handle(native.tensorFull([...shape], 0, dtype, memoryFormat, device))
+}
+
+function drop(optimizer: Optimizer, index: number, { moments, counter }: ParameterState): void {
+  for (const handle of moments.values()) handle.release()
+  counter?.release()
+  optimizer.states.delete(index)
 }
 
 function stateError(message: string): ArgumentError {
