@@ -62,6 +62,15 @@ export function requireRust() {
   }
 }
 
+/** The folder of the fake libcuda, libnccl and libcublas, for LD_LIBRARY_PATH; built if they are out of date. */
+export function fakesFolder() {
+  requireRust()
+  const args = ['run', '--quiet', '--package', 'syncbn-fake-cuda', '--', 'path']
+  const { status, stdout, stderr } = spawnSync('cargo', args, { cwd: root, encoding: 'utf8' })
+  if (status !== 0) throw new StepError(`The fake GPU libraries could not be built:\n${stderr}`)
+  return stdout.trim()
+}
+
 /** The files under the given paths of the root, without those that `skip` names. */
 export function files(paths, skip = () => false) {
   return paths.flatMap((path) => walk(join(root, path))).filter((path) => !skip(path))

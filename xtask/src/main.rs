@@ -1,5 +1,5 @@
 //! Chores of the repository: `cargo xtask tidy` checks what no compiler does, `cargo xtask error-codes` prints the table
-//! of docs/errors.md.
+//! of docs/errors.md, `cargo xtask kernel-table` what the launchers of GPU kernels believe of their parameters.
 //!
 //! A command fails with exit status 1 and what is wrong on standard error; an unknown one with 2 and how to call it.
 
@@ -11,8 +11,9 @@ mod tidy;
 
 use repository::Repository;
 use std::process::ExitCode;
+use syncbn_cuda::kernel_table::{Entry, kernel_table};
 
-const USAGE: &str = "usage: cargo xtask <tidy | error-codes>";
+const USAGE: &str = "usage: cargo xtask <tidy | error-codes | kernel-table>";
 
 fn main() -> ExitCode {
     let commands: Vec<String> = std::env::args().skip(1).collect();
@@ -21,6 +22,12 @@ fn main() -> ExitCode {
         ["error-codes"] => {
             let codes = error_codes::parse(&Repository::of_this_build().read(error_codes::SOURCE));
             print!("{}", error_codes::table(&codes));
+            ExitCode::SUCCESS
+        }
+        ["kernel-table"] => {
+            for Entry { module, name, bytes, alignment } in kernel_table() {
+                println!("{module}\t{name}\t{bytes}\t{alignment}");
+            }
             ExitCode::SUCCESS
         }
         _ => {
