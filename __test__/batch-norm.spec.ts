@@ -23,95 +23,17 @@ import {
   tensor,
   tidy,
   zeros,
-  type BatchNormBase,
-  type BatchNormOptions,
   type MemoryFormat,
   type Tensor,
 } from 'syncbn'
 import * as F from 'syncbn/functional'
 
-import { assertClose, ROUNDING, scaleOf, toNumbers } from './helpers/closeness.ts'
-import { Case, loadCases } from './helpers/fixtures.ts'
+import { assertClose, toNumbers } from './helpers/closeness.ts'
+import { loadCases } from './helpers/fixtures.ts'
+import { checkEveryCase, LAYER_KINDS, tolerance, type Config } from './vectors/batch-norm.ts'
 
-interface Config {
-  shape: number[]
-  training: boolean
-  momentum: number | null
-  eps: number
-  affine: boolean
-  bias: boolean
-  trackRunningStats: boolean
-  memoryFormat: MemoryFormat
-  steps: number
-  plainError: Record<string, number>
-  pytorchError: Record<string, number>
-}
-
-/** DESIGN's contract: at most twice the plain formula's error, or 4 units in the last place of the largest value. */
-function tolerance(one: Case<Config>, result: string, expected: Tensor): number {
-  const { plainError, pytorchError } = one.config
-  const stored = one.has(`${result}Float64.0`) ? 0 : (pytorchError[result] ?? 0)
-  return Math.max(2 * (plainError[result] ?? 0), 8 * ROUNDING[one.dtype]! * scaleOf(expected)) + stored
-}
-
-function compare(
-  t: Parameters<typeof assertClose>[0],
-  one: Case<Config>,
-  actual: Tensor | null,
-  result: string,
-  step: number,
-): void {
-  const wide = `${result}Float64.${step}`
-  const expected = one.get(one.has(wide) ? wide : `${result}.${step}`)
-  assertClose(t, actual, expected, tolerance(one, result, expected), `${one.name} ${result}.${step}`)
-}
-
-type LayerClass = new (numFeatures: number, options: BatchNormOptions) => BatchNormBase
-
-function build(one: Case<Config>, make = classOf(one.config.shape)): BatchNormBase {
-  const { shape, momentum, eps, affine, bias, trackRunningStats, training } = one.config
-  const layer = new make(shape[1]!, { momentum, eps, affine, bias, trackRunningStats, dtype: one.dtype as 'float32' })
-  const state = new Map<string, Tensor>()
-  const keys = {
-    weight: 'weight',
-    bias: 'bias',
-    runningMean: 'running_mean',
-    runningVar: 'running_var',
-    numBatchesTracked: 'num_batches_tracked',
-  }
-  for (const [name, key] of Object.entries(keys)) if (one.has(name)) state.set(key, one.get(name))
-  layer.loadStateDict(state)
-  return layer.train(training)
-}
-
-function classOf(shape: number[]): LayerClass {
-  return shape.length <= 3 ? BatchNorm1d : shape.length === 4 ? BatchNorm2d : BatchNorm3d
-}
-
-function runModule(t: Parameters<typeof assertClose>[0], one: Case<Config>, layer: BatchNormBase): void {
-  for (let step = 0; step < one.config.steps; step++) {
-    const input = one.get(`input.${step}`).to({ memoryFormat: one.config.memoryFormat })
-    input.requiresGrad = true
-    const output = layer.call(input)
-    t.is(output.memoryFormat, input.memoryFormat)
-    compare(t, one, output, 'output', step)
-    layer.zeroGrad()
-    output.backward(one.get(`gradOutput.${step}`))
-    compare(t, one, input.grad, 'gradInput', step)
-    if (layer.weight) compare(t, one, layer.weight.grad, 'gradWeight', step)
-    if (layer.bias) compare(t, one, layer.bias.grad, 'gradBias', step)
-    for (const name of ['runningMean', 'runningVar'] as const) if (layer[name]) compare(t, one, layer[name], name, step)
-    if (layer.numBatchesTracked)
-      t.deepEqual(layer.numBatchesTracked.dataSync(), one.get(`numBatchesTracked.${step}`).dataSync())
-  }
-}
-
-for (const kind of ['BatchNorm', 'SyncBatchNorm alone']) {
-  test(`every case of PyTorch: ${kind}`, async (t) => {
-    for (const one of await loadCases<Config>('batch-norm')) {
-      runModule(t, one, kind === 'BatchNorm' ? build(one) : build(one, SyncBatchNorm))
-    }
-  })
+for (const kind of LAYER_KINDS) {
+  test(`every case of PyTorch: ${kind}`, (t) => checkEveryCase(t, 'cpu', kind))
 }
 
 /** The elements in the order of the memory format, as callers with arrays of their own hold them. */

@@ -5,86 +5,16 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 
 import test, { type ExecutionContext } from 'ava'
-import {
-  AdaptiveAvgPool2d,
-  BatchNorm2d,
-  Conv2d,
-  CrossEntropyLoss,
-  Flatten,
-  Linear,
-  loadSafetensors,
-  MaxPool2d,
-  type Module,
-  noGrad,
-  ReLU,
-  saveSafetensors,
-  Sequential,
-  SGD,
-  tensor,
-  type Tensor,
-} from 'syncbn'
+import { loadSafetensors, saveSafetensors, tensor, type Tensor } from 'syncbn'
 
-import { assertClose, scaleOf } from './helpers/closeness.ts'
-import { type Case, fixturePath, loadCases } from './helpers/fixtures.ts'
+import { assertClose } from './helpers/closeness.ts'
+import { fixturePath } from './helpers/fixtures.ts'
+import { checkTraining, evaluate, loadRun, trainOn } from './vectors/checkpoint.ts'
 
-interface Config {
-  start: string
-  end: string
-  options: { lr: number; momentum: number }
-  steps: number
-}
-
-/** The net of fixtures/generators/checkpoint.py. */
-function buildNet(): Module {
-  return new Sequential(
-    new Conv2d(1, 8, 3, { padding: 1, bias: false }),
-    new BatchNorm2d(8),
-    new ReLU(),
-    new MaxPool2d(2),
-    new Conv2d(8, 16, 3, { padding: 1, bias: false }),
-    new BatchNorm2d(16),
-    new ReLU(),
-    new AdaptiveAvgPool2d(1),
-    new Flatten(),
-    new Linear(16, 10),
-  )
-}
-
-async function loadRun(): Promise<{ run: Case<Config>; net: Module }> {
-  const [run] = await loadCases<Config>('checkpoint-training')
-  const net = buildNet()
-  net.loadStateDict(await loadSafetensors(fixturePath(run!.config.start)))
-  return { run: run!, net }
-}
-
-const evaluate = (net: Module, input: Tensor): Tensor => noGrad(() => net.eval().call(input))
-
-/** The steps PyTorch made from here; the losses. */
-function trainOn(run: Case<Config>, net: Module): number[] {
-  const optimizer = new SGD(net.parameters(), run.config.options)
-  const criterion = new CrossEntropyLoss()
-  net.train()
-  return Array.from({ length: run.config.steps }, (_, step) => {
-    optimizer.zeroGrad()
-    const loss = criterion.call(net.call(run.get(`images.${step}`)), run.get(`labels.${step}`))
-    loss.backward()
-    optimizer.step()
-    return loss.item()
-  })
-}
-
-test('training continues from a checkpoint of PyTorch as PyTorch does', async (t) => {
-  const { run, net } = await loadRun()
-  assertClose(t, evaluate(net, run.get('evalInput')), run.get('logitsBeforeFloat64'), 2e-5, 'logits before')
-  assertClose(t, tensor(trainOn(run, net)), run.get('lossesFloat64'), 2e-5, 'losses')
-  assertClose(t, evaluate(net, run.get('evalInput')), run.get('logitsAfterFloat64'), 1e-4, 'logits after')
-  for (const [key, expected] of await loadSafetensors(fixturePath(run.config.end))) {
-    assertClose(t, net.stateDict().get(key) ?? null, expected, 2e-5 * Math.max(1, scaleOf(expected)), key)
-  }
-})
+test('training continues from a checkpoint of PyTorch as PyTorch does', (t) => checkTraining(t, 'cpu'))
 
 test('a checkpoint made here is one of PyTorch', async (t) => {
-  const { run, net } = await loadRun()
+  const { run, net } = await loadRun('cpu')
   trainOn(run, net)
   const folder = mkdtempSync(join(tmpdir(), 'syncbn-checkpoint-'))
   try {

@@ -1,72 +1,13 @@
 /** Optimizers against PyTorch; state dicts. */
 import test from 'ava'
-import {
-  AdamW,
-  ArgumentError,
-  SGD,
-  memory,
-  noGrad,
-  ones,
-  parameter,
-  tensor,
-  zeros,
-  type Optimizer,
-  type Tensor,
-} from 'syncbn'
+import { AdamW, ArgumentError, SGD, memory, noGrad, ones, parameter, tensor, zeros, type Tensor } from 'syncbn'
 
-import { assertClose, ROUNDING, scaleOf, toNumbers } from './helpers/closeness.ts'
-import { loadCases } from './helpers/fixtures.ts'
+import { toNumbers } from './helpers/closeness.ts'
+import { checkContinuation, checkSteps } from './vectors/optimizers.ts'
 
-interface Config {
-  optimizer: 'SGD' | 'AdamW'
-  options: { lr: number }
-  steps: number
-}
+test('five steps of every case of PyTorch', (t) => checkSteps(t, 'cpu'))
 
-function make(config: Config, parameters: Tensor[]): Optimizer {
-  return config.optimizer === 'SGD' ? new SGD(parameters, config.options) : new AdamW(parameters, config.options)
-}
-
-test('five steps of every case of PyTorch', async (t) => {
-  for (const one of await loadCases<Config>('optim')) {
-    const parameters = [0, 1].map((i) => parameter(one.get(`parameter.${i}`).clone()))
-    const optimizer = make(one.config, parameters)
-    for (let step = 0; step < one.config.steps; step++) {
-      parameters.forEach((p, i) => {
-        p.grad = one.copy(`gradient.${step}.${i}`)
-      })
-      optimizer.step()
-      parameters.forEach((p, i) => {
-        const expected = one.get(`parameter.${step}.${i}`)
-        assertClose(t, p, expected, 16 * ROUNDING[one.dtype]! * scaleOf(expected), `${one.name} parameter.${step}.${i}`)
-      })
-    }
-  }
-})
-
-test('a state dict continues a run exactly', async (t) => {
-  for (const one of await loadCases<Config>('optim')) {
-    const parameters = [0, 1].map((i) => parameter(one.get(`parameter.${i}`).clone()))
-    let optimizer = make(one.config, parameters)
-    const twins = parameters.map((p) => parameter(p.clone().detach()))
-    const reference = make(one.config, twins)
-    for (let step = 0; step < one.config.steps; step++) {
-      for (const [list, stepper] of [
-        [parameters, optimizer],
-        [twins, reference],
-      ] as const) {
-        list.forEach((p, i) => {
-          p.grad = one.copy(`gradient.${step}.${i}`)
-        })
-        stepper.step()
-      }
-      const state = optimizer.stateDict()
-      optimizer = make({ ...one.config, options: { ...one.config.options, lr: 7 } }, parameters)
-      optimizer.loadStateDict(state)
-    }
-    parameters.forEach((p, i) => t.deepEqual(p.dataSync(), twins[i]!.dataSync(), one.name))
-  }
-})
+test('a state dict continues a run exactly', (t) => checkContinuation(t, 'cpu'))
 
 test('loadStateDict checks keys and shapes before it changes anything', (t) => {
   const p = parameter(ones([2]))

@@ -58,12 +58,17 @@ interface Running {
 }
 
 const workerPath = fileURLToPath(new URL('./worker.ts', import.meta.url))
-const scenarioUrl = (file: string): string => new URL(`./scenarios/${file}.ts`, import.meta.url).href
+
+/** `file` is in the folder scenarios beside this file, `folder/file` in that of another folder of tests. */
+function scenarioUrl(file: string): string {
+  const [name, folder = 'distributed'] = file.split('/').reverse() as [string, string?]
+  return new URL(`../${folder}/scenarios/${name}.ts`, import.meta.url).href
+}
 
 /**
  * Runs function `name` of scenarios/`file`.ts on `size` ranks.
  *
- * @param scenario `file.name`
+ * @param scenario `file.name`, or `folder/file.name` for a scenario of another folder of tests
  * @returns one outcome per rank
  */
 export async function runRanks<T>(scenario: string, size: number, options: RunOptions = {}): Promise<Outcome<T>[]> {

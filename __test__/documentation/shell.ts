@@ -17,8 +17,9 @@ const expectThat = (condition: boolean, why: string): Verdict => (condition ? ch
 
 /** Options that the documentation may give to scripts, by script. */
 const SCRIPT_OPTIONS: Readonly<Record<string, readonly string[]>> = {
-  bench: ['--quick', '--peers', '--json'],
+  bench: ['--quick', '--peers', '--json', '--device', 'cuda'],
   build: ['--debug'],
+  'test:gpu': ['--fakes'],
 }
 const CARGO_COMMANDS = ['test', 'fmt', 'clippy', 'doc']
 

@@ -4,9 +4,9 @@ import { toNumbers } from './closeness.ts'
 
 const STEP = 1e-5
 
-/** A fresh float64 leaf. */
-function leaf(values: number[], shape: readonly number[]): Tensor {
-  return tensor(Float64Array.from(values), { shape, requiresGrad: true })
+/** A fresh float64 leaf like `input`. */
+function leaf(values: number[], { shape, device }: Tensor): Tensor {
+  return tensor(Float64Array.from(values), { shape, device, requiresGrad: true })
 }
 
 /**
@@ -14,13 +14,13 @@ function leaf(values: number[], shape: readonly number[]): Tensor {
  * inputs.
  */
 export function gradientError(fn: (...inputs: Tensor[]) => Tensor, inputs: readonly Tensor[]): number {
-  const leaves = inputs.map((input) => leaf(toNumbers(input), input.shape))
+  const leaves = inputs.map((input) => leaf(toNumbers(input), input))
   const output = fn(...leaves)
   const weights = toNumbers(output).map((_, i) => Math.sin(1.7 * i + 0.3))
-  const gradOutputs = [tensor(Float64Array.from(weights), { shape: output.shape })]
+  const gradOutputs = [tensor(Float64Array.from(weights), { shape: output.shape, device: output.device })]
   const gradients = grad(output, leaves, { gradOutputs })
   const evaluate = (values: number[][]): number => {
-    const outputs = noGrad(() => toNumbers(fn(...values.map((value, i) => leaf(value, inputs[i]!.shape)))))
+    const outputs = noGrad(() => toNumbers(fn(...values.map((value, i) => leaf(value, inputs[i]!)))))
     return outputs.reduce((sum, value, i) => sum + value * weights[i]!, 0)
   }
   let largest = 0

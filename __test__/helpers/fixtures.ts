@@ -2,7 +2,7 @@
 import { readFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 
-import { loadSafetensors, type Tensor } from 'syncbn'
+import { loadSafetensors, type Device, type Tensor } from 'syncbn'
 
 const FOLDER = new URL('../fixtures/', import.meta.url)
 
@@ -49,9 +49,9 @@ export function fixturePath(file: string): string {
   return fileURLToPath(new URL(file, FOLDER))
 }
 
-/** The cases of one fixture file. */
-export async function loadCases<C = Record<string, unknown>>(name: string): Promise<Case<C>[]> {
+/** The cases of one fixture file, with their tensors on `device`. */
+export async function loadCases<C = Record<string, unknown>>(name: string, device: Device = 'cpu'): Promise<Case<C>[]> {
   const entries = JSON.parse(readFileSync(new URL(`${name}.json`, FOLDER), 'utf8')) as Record<string, unknown>[]
-  const tensors = await loadSafetensors(fixturePath(`${name}.safetensors`))
+  const tensors = await loadSafetensors(fixturePath(`${name}.safetensors`), { device })
   return entries.map((entry) => new Case<C>(entry, tensors))
 }

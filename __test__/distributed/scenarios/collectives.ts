@@ -8,7 +8,6 @@ import {
   getLocalRank,
   getRank,
   getWorldSize,
-  initProcessGroup,
   isInitialized,
   monitoredBarrier,
   newGroup,
@@ -19,6 +18,7 @@ import {
   type ReduceOp,
 } from 'syncbn'
 
+import { device, join } from '../place.ts'
 import { seen } from '../seen-error.ts'
 
 const OPS: readonly ReduceOp[] = ['sum', 'avg', 'prod', 'min', 'max']
@@ -31,7 +31,7 @@ function numbers(rank: number, length = LENGTH): number[] {
 
 export async function identity(): Promise<unknown> {
   const before = isInitialized()
-  const group = await initProcessGroup({ timeout: 20_000 })
+  const group = await join({ timeout: 20_000 })
   const facts = {
     before,
     after: isInitialized(),
@@ -41,19 +41,19 @@ export async function identity(): Promise<unknown> {
     rank: [group.rank, getRank(), getRank(group)],
     size: [group.size, getWorldSize(), getWorldSize(group)],
     localRank: getLocalRank(),
-    again: await seen(() => initProcessGroup()),
+    again: await seen(() => join()),
   }
   await destroyProcessGroup()
   return { ...facts, end: isInitialized(), rankAfter: await seen(() => getRank()) }
 }
 
 export async function reductions(): Promise<unknown> {
-  const { rank } = await initProcessGroup()
+  const { rank } = await join()
   const results: Record<string, unknown> = {}
   for (const op of OPS) {
     const float32 = Float32Array.from(numbers(rank))
     const float64 = Float64Array.from(numbers(rank))
-    const onTensor = tensor(numbers(rank), { dtype: 'float64' })
+    const onTensor = tensor(numbers(rank), { dtype: 'float64', device })
     const works = [allReduce(float32, { op }), allReduce(float64, { op }), allReduce(onTensor, { op })]
     works[2]?.wait()
     works[1]?.wait()
@@ -70,12 +70,12 @@ export async function reductions(): Promise<unknown> {
 }
 
 export async function copies(): Promise<unknown> {
-  const { rank, size } = await initProcessGroup()
+  const { rank, size } = await join()
   const outputs = Array.from({ length: size }, () => new Float32Array(LENGTH))
   const gathering = allGather(outputs, Float32Array.from(numbers(rank)))
   await gathering
-  const onTensors = Array.from({ length: size }, () => zeros([3], { dtype: 'int64' }))
-  allGather(onTensors, tensor([rank, 1, 2], { dtype: 'int64' })).wait()
+  const onTensors = Array.from({ length: size }, () => zeros([3], { dtype: 'int64', device }))
+  allGather(onTensors, tensor([rank, 1, 2], { dtype: 'int64', device })).wait()
   const src = size - 1
   const sent = Float64Array.from(numbers(rank))
   await broadcast(sent, { src })
@@ -89,7 +89,7 @@ export async function copies(): Promise<unknown> {
 
 /** A typed array changes when the work is waited for, not before, and only once. */
 export async function delivery(): Promise<unknown> {
-  await initProcessGroup()
+  await join()
   const data = Float32Array.of(1, 2)
   const work = allReduce(data)
   while (!work.completed) await new Promise((resolve) => setTimeout(resolve, 1))
@@ -104,7 +104,7 @@ export async function delivery(): Promise<unknown> {
 }
 
 export async function subgroups(): Promise<unknown> {
-  const { rank, size } = await initProcessGroup()
+  const { rank, size } = await join()
   const even = await newGroup(Array.from({ length: Math.ceil(size / 2) }, (_, i) => 2 * i))
   const pair = await newSubgroups(2)
   const data = Float32Array.of(rank + 1)

@@ -8,7 +8,6 @@ import {
   destroyProcessGroup,
   DistributedDataParallel,
   Flatten,
-  initProcessGroup,
   Linear,
   manualSeed,
   MaxPool2d,
@@ -21,6 +20,7 @@ import {
   type Tensor,
 } from 'syncbn'
 
+import { device, join } from '../place.ts'
 import { seen } from '../seen-error.ts'
 
 const GLOBAL_BATCH = 8
@@ -51,17 +51,17 @@ function batch(step: number, rank: number, size: number): { images: Tensor; labe
     Array.from({ length: PIXELS }, (_, i) => noise(row * PIXELS + i) + 2 * noise(row)),
   )
   return {
-    images: tensor(Float32Array.from(pixels), { shape: [count, ...IMAGE] }),
+    images: tensor(Float32Array.from(pixels), { shape: [count, ...IMAGE], device }),
     labels: tensor(
       rows.map((row) => row % CLASSES),
-      { dtype: 'int64' },
+      { dtype: 'int64', device },
     ),
   }
 }
 
 function convNet(): Sequential {
   manualSeed(3)
-  return new Sequential(
+  const net = new Sequential(
     new Conv2d(1, 5, 3, { padding: 1 }),
     new BatchNorm2d(5),
     new ReLU(),
@@ -75,11 +75,12 @@ function convNet(): Sequential {
     new ReLU(),
     new Linear(9, CLASSES),
   )
+  return net.to(device)
 }
 
 /** `steps` SGD steps of a conv net; the state afterwards. */
 export async function convNetSteps({ norm, steps }: TrainArguments): Promise<State> {
-  const { rank, size } = await initProcessGroup()
+  const { rank, size } = await join()
   const net = convNet()
   const model = new DistributedDataParallel(norm === 'sync' ? convertSyncBatchNorm(net) : net, { bucketCapMb: 0.001 })
   const optimizer = new SGD(model.parameters(), { lr: LEARNING_RATE, momentum: 0.9 })
@@ -109,7 +110,7 @@ class Scale extends Module {
 
   constructor(start: number) {
     super()
-    this.inner = new Linear(1, 1, { bias: false })
+    this.inner = new Linear(1, 1, { bias: false, device })
     noGrad(() => this.inner.weight.fill_(start))
   }
 
@@ -122,11 +123,11 @@ class Scale extends Module {
   }
 }
 
-const column = (...values: number[]): Tensor => tensor(values, { shape: [values.length, 1], dtype: 'float32' })
+const column = (...values: number[]): Tensor => tensor(values, { shape: [values.length, 1], dtype: 'float32', device })
 
 /** The start from rank 0, averages, and gradients that accumulate inside noSync. */
 export async function averaging(): Promise<unknown> {
-  const { rank } = await initProcessGroup()
+  const { rank } = await join()
   const own = new Scale(rank + 2)
   const model = new DistributedDataParallel(own)
   const start = valuesOf(own.inner.weight)
@@ -153,7 +154,7 @@ export async function averaging(): Promise<unknown> {
 
 /** Rank 0 alone evaluates: nothing may be exchanged. */
 export async function evaluateAlone(): Promise<unknown> {
-  const { rank } = await initProcessGroup({ timeout: 10_000 })
+  const { rank } = await join({ timeout: 10_000 })
   const model = new DistributedDataParallel(convertSyncBatchNorm(convNet()))
   if (rank === 0) {
     model.eval()
@@ -169,9 +170,9 @@ export async function evaluateAlone(): Promise<unknown> {
 
 /** Two branches; which one runs is the caller's choice. */
 class Branches extends Module {
-  readonly first = new Linear(2, 1)
-  readonly second = new Linear(2, 1)
-  readonly third = new Linear(2, 1)
+  readonly first = new Linear(2, 1, { device })
+  readonly second = new Linear(2, 1, { device })
+  readonly third = new Linear(2, 1, { device })
   use: 'first' | 'second' = 'first'
 
   override forward(input: Tensor): Tensor {
@@ -181,11 +182,11 @@ class Branches extends Module {
 
 /** Rank 0 uses the first branch, the others the second; nobody the third. */
 export async function unusedParameters({ find }: { find: boolean }): Promise<unknown> {
-  const { rank } = await initProcessGroup({ timeout: 10_000 })
+  const { rank } = await join({ timeout: 10_000 })
   const branches = new Branches()
   branches.use = rank === 0 ? 'first' : 'second'
   const model = new DistributedDataParallel(branches, { findUnusedParameters: find })
-  const input = tensor([1, rank + 1], { shape: [1, 2], dtype: 'float32' })
+  const input = tensor([1, rank + 1], { shape: [1, 2], dtype: 'float32', device })
   const gradients = (): number[][] =>
     ['first', 'second', 'third'].map((name) => valuesOf(branches[name as 'first'].weight.grad))
   const error = await seen(() => model.call(input).sum().backward())
@@ -199,7 +200,7 @@ export async function unusedParameters({ find }: { find: boolean }): Promise<unk
 
 /** An error in the middle of a backward must not spoil the next one. */
 export async function failedBackward(): Promise<unknown> {
-  await initProcessGroup({ timeout: 10_000 })
+  await join({ timeout: 10_000 })
   const own = new Scale(1)
   const model = new DistributedDataParallel(own)
   const output = model.call(column(1, 2))
@@ -217,8 +218,8 @@ export async function buffers({
   norm: 'sync' | 'local'
   broadcastBuffers: boolean
 }): Promise<State> {
-  const { rank, size } = await initProcessGroup()
-  const layer = new BatchNorm2d(1, { momentum: 1 })
+  const { rank, size } = await join()
+  const layer = new BatchNorm2d(1, { momentum: 1, device })
   const model = new DistributedDataParallel(norm === 'sync' ? convertSyncBatchNorm(layer) : layer, { broadcastBuffers })
   for (let step = 0; step < 2; step += 1) model.call(batch(step, rank, size).images)
   // The next forward starts from rank 0's buffers, and changes nothing of them.
@@ -232,7 +233,7 @@ export async function buffers({
 /** What the constructor refuses. */
 export async function refusals(): Promise<unknown> {
   const outside = await seen(() => new DistributedDataParallel(new Linear(1, 1)))
-  await initProcessGroup()
+  await join()
   const frozen = new Linear(1, 1).requiresGrad_(false)
   const results = {
     outside,

@@ -1,0 +1,118 @@
+/** Things that go wrong on purpose between ranks with GPUs; every function says what this rank saw. */
+import { spawn } from 'node:child_process'
+
+import { allReduce, broadcast, cuda, destroyProcessGroup, full, randn, SyncBatchNorm, zeros, type Module } from 'syncbn'
+
+import { device, join } from '../../distributed/place.ts'
+import { seen } from '../../distributed/seen-error.ts'
+
+export interface FaultArguments {
+  /** Milliseconds. */
+  timeout: number
+  /** The rank that misbehaves. */
+  culprit?: number
+}
+
+/** Milliseconds after which a round that is over here is over on every rank. */
+const SETTLED = 500
+
+/** What a kernel or a collective reports is seen by whoever waits for the device. */
+const settle = (): Promise<void> => cuda.synchronize(device)
+
+function exchange(where: string, model: Module): void {
+  if (where === 'allReduce') return allReduce(full([1 << 14], 1, { device })).wait()
+  const output = model.call(randn([3, 4], { device, requiresGrad: true }))
+  if (where === 'backward') output.sum().backward()
+}
+
+async function misbehave(where: string, { timeout, culprit }: FaultArguments, act: () => unknown): Promise<unknown> {
+  const { rank } = await join({ timeout })
+  const model = new SyncBatchNorm(4, { device })
+  exchange(where, model) // a good round first
+  await settle()
+  if (rank === culprit) {
+    // The others may still be waiting for the good round, which is to be over for everybody.
+    await new Promise((resolve) => setTimeout(resolve, SETTLED))
+    return act()
+  }
+  const attempt = async (): Promise<void> => {
+    exchange(where, model)
+    await settle()
+  }
+  const first = await seen(attempt)
+  const then = await seen(attempt)
+  return { first, then }
+}
+
+const dieAtOnce = (): unknown => process.kill(process.pid, 'SIGKILL')
+
+/** Stops every thread of this process; somebody else wakes it up so that it can end. */
+const stop = (milliseconds: number): unknown => {
+  spawn('sh', ['-c', `sleep ${milliseconds / 1000}; kill -CONT ${process.pid}`], { stdio: 'ignore' })
+  process.kill(process.pid, 'SIGSTOP')
+  return 'woken'
+}
+
+export const dieInForward = (args: FaultArguments): Promise<unknown> => misbehave('forward', args, dieAtOnce)
+export const dieInBackward = (args: FaultArguments): Promise<unknown> => misbehave('backward', args, dieAtOnce)
+export const dieInAllReduce = (args: FaultArguments): Promise<unknown> => misbehave('allReduce', args, dieAtOnce)
+export const stopInForward = (args: FaultArguments): Promise<unknown> =>
+  misbehave('forward', args, () => stop(args.timeout * 2.5))
+export const stopInAllReduce = (args: FaultArguments): Promise<unknown> =>
+  misbehave('allReduce', args, () => stop(args.timeout * 2.5))
+
+async function disagree(timeout: number, call: (rank: number) => unknown): Promise<unknown> {
+  const { rank } = await join({ timeout })
+  const error = await seen(async () => {
+    await call(rank)
+    await settle()
+  })
+  const then = await seen(async () => {
+    allReduce(zeros([1], { device })).wait()
+    await settle()
+  })
+  return { error, then }
+}
+
+export const otherSizes = ({ timeout }: FaultArguments): Promise<unknown> =>
+  disagree(timeout, (rank) => allReduce(zeros([8 + rank], { device })).wait())
+
+export const otherCollective = ({ timeout }: FaultArguments): Promise<unknown> =>
+  disagree(timeout, (rank) => {
+    const data = zeros([8], { device })
+    return (rank === 0 ? allReduce(data) : broadcast(data, { src: 0 })).wait()
+  })
+
+export const otherDType = ({ timeout }: FaultArguments): Promise<unknown> =>
+  disagree(timeout, (rank) => allReduce(zeros([8], { device, dtype: rank === 0 ? 'float32' : 'int32' })).wait())
+
+/** Ranks that disagree on the channels; the running statistics are read once the group is gone. */
+export async function otherChannels({ timeout }: FaultArguments): Promise<unknown> {
+  const { rank } = await join({ timeout })
+  const layer = new SyncBatchNorm(rank === 0 ? 4 : 5, { device })
+  const before = [...((await layer.runningVar!.data()) as Float32Array)]
+  const error = await seen(async () => {
+    layer.call(randn([6, layer.numFeatures], { device }))
+    await settle()
+  })
+  await seen(() => destroyProcessGroup())
+  const after = [...(layer.runningVar!.dataSync() as Float32Array)]
+  return { error, before, after, batches: layer.numBatchesTracked!.item() }
+}
+
+/** After a failed group is destroyed the device computes on, and the ranks can meet again. */
+export async function recovery({ timeout, store }: FaultArguments & { store: string }): Promise<unknown> {
+  const { rank } = await join({ timeout })
+  const error = await seen(async () => {
+    allReduce(zeros([8 + rank], { device })).wait()
+    await settle()
+  })
+  await seen(() => destroyProcessGroup())
+  const local = full([3], 2, { device }).sum().item()
+  await join({ timeout, initMethod: `file://${store}` })
+  const data = full([4], rank + 1, { device })
+  allReduce(data).wait()
+  const together = data.sum().item()
+  await destroyProcessGroup()
+  return { error, local, together }
+}

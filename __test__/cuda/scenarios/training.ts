@@ -1,0 +1,113 @@
+/** Training on ranks with GPUs as a recorded step. */
+import {
+  AdamW,
+  BatchNorm2d,
+  Conv2d,
+  convertSyncBatchNorm,
+  cuda,
+  destroyProcessGroup,
+  DistributedDataParallel,
+  Flatten,
+  Linear,
+  manualSeed,
+  randn,
+  ReLU,
+  Sequential,
+  SGD,
+  zeros,
+  type Optimizer,
+  type Tensor,
+} from 'syncbn'
+
+import { device, join } from '../../distributed/place.ts'
+import type { State } from '../../distributed/scenarios/training.ts'
+import { seen } from '../../distributed/seen-error.ts'
+
+export interface CaptureArguments {
+  optimizer: 'SGD' | 'AdamW'
+  /** Whether the steps after the warm-up are replays. */
+  captured: boolean
+  warmup: number
+  steps: number
+}
+
+function makeModel(): Sequential {
+  manualSeed(21)
+  const net = new Sequential(
+    new Conv2d(2, 4, 3, { padding: 1 }),
+    new BatchNorm2d(4),
+    new ReLU(),
+    new Conv2d(4, 3, 3),
+    new BatchNorm2d(3, { momentum: null }),
+    new Flatten(),
+    new Linear(12, 2),
+  )
+  return convertSyncBatchNorm(net).to(device) as Sequential
+}
+
+function makeOptimizer(name: string, parameters: Iterable<Tensor>): Optimizer {
+  if (name === 'AdamW') return new AdamW(parameters, { lr: 0.01 })
+  return new SGD(parameters, { lr: 0.05, momentum: 0.9 })
+}
+
+/** Steps of DistributedDataParallel with SyncBatchNorm where the last rank has no samples; the state afterwards. */
+export async function capturedSteps({ optimizer: name, captured, warmup, steps }: CaptureArguments): Promise<unknown> {
+  const { rank, size } = await join({ timeout: 30_000 })
+  cuda.setDevice(Number(device.slice('cuda:'.length)))
+  const model = new DistributedDataParallel(makeModel(), { bucketCapMb: 0.0001, broadcastBuffers: true })
+  const optimizer = makeOptimizer(name, model.parameters())
+  const samples = rank === size - 1 && size > 1 ? 0 : 3
+  const images = zeros([samples, 2, 4, 4], { device })
+  const load = (step: number): void => {
+    manualSeed(50 + step)
+    images.copy_(randn([samples, 2, 4, 4]).add(step))
+  }
+  const step = (): Tensor => {
+    optimizer.zeroGrad()
+    const output = model.call(images)
+    const loss = output.mul(output).sum()
+    loss.backward()
+    optimizer.step()
+    return loss
+  }
+  load(0)
+  const losses: number[] = []
+  if (captured) {
+    const recorded = cuda.capture(step, { warmup })
+    for (let i = 0; i < steps; i += 1) {
+      load(i)
+      recorded.replay()
+      losses.push(recorded.outputs.item())
+    }
+    recorded.dispose()
+  } else {
+    for (let i = 0; i < warmup; i += 1) step()
+    for (let i = 0; i < steps; i += 1) {
+      load(i)
+      losses.push(step().item())
+    }
+  }
+  const entries = [...model.stateDict()].map(([key, value]) => [
+    key,
+    Array.from(value.dataSync() as Float32Array, Number),
+  ])
+  const state = Object.fromEntries(entries) as State
+  await destroyProcessGroup()
+  return { losses, state }
+}
+
+/** What a capture refuses of groups. */
+export async function refusals(): Promise<unknown> {
+  const { backend } = await join({ timeout: 20_000 })
+  cuda.setDevice(Number(device.slice('cuda:'.length)))
+  const model = new DistributedDataParallel(makeModel(), { findUnusedParameters: true })
+  const images = randn([3, 2, 4, 4], { device })
+  const unused = await seen(() => cuda.capture(() => model.call(images).sum().backward()))
+  const plain = new DistributedDataParallel(makeModel())
+  const exchanged = await seen(() => cuda.capture(() => plain.call(images).sum().backward(), { warmup: 1 }).dispose())
+  plain.zeroGrad()
+  plain.call(images).sum().backward()
+  const gradients = [...plain.parameters()].filter((p) => p.grad !== null).length
+  await destroyProcessGroup()
+  return { backend, unused, exchanged, gradients }
+}
