@@ -5,6 +5,7 @@ import { createInterface } from 'node:readline'
 import { fileURLToPath } from 'node:url'
 
 import { freePort } from '../../dist/cli/free-port.js'
+import type { CudaProblem } from './cuda-problems.ts'
 import type { Problem } from './problems.ts'
 
 const pathOf = (name: string): string => fileURLToPath(new URL(`../peers/${name}`, import.meta.url))
@@ -16,23 +17,54 @@ export interface PeerAnswer {
   medianBackwardMs: number
 }
 
-/** Null when the peers can run, else one sentence that says why not. */
-export function whyNoPeers(): string | null {
-  const { error, status, stderr } = spawnSync(python, ['-c', 'import torch'], { encoding: 'utf8' })
+const IMPORTS = 'import torch'
+const SEES_A_GPU = 'import torch; torch.zeros(1, device="cuda")'
+
+/** Null when the peers can run, on a GPU if `gpu` says so, else one sentence that says why not. */
+export function whyNoPeers({ gpu = false } = {}): string | null {
+  const program = gpu ? SEES_A_GPU : IMPORTS
+  const { error, status, stderr } = spawnSync(python, ['-c', program], { encoding: 'utf8' })
   if (error) return `no peers: ${python} cannot be started (${error.message}); set SYNCBN_PYTHON to a Python with torch`
   if (status === 0) return null
   const reason = stderr.trim().split('\n').at(-1)
-  return `no peers: ${python} cannot import torch (${reason}); set SYNCBN_PYTHON to a Python that can`
+  return `no peers: ${python} cannot use torch (${reason}); set SYNCBN_PYTHON to a Python that can`
 }
 
-/** A PyTorch process that answers one request at a time. */
-export class TorchBatchNorm {
+/** A program of benches/peers that answers one request at a time, both as a line of JSON. */
+class Peer {
   readonly #child: ChildProcess
   readonly #lines: AsyncIterator<string>
 
-  constructor() {
-    this.#child = spawn(python, [pathOf('batch_norm_torch.py')], { stdio: ['pipe', 'pipe', 'inherit'] })
+  constructor(program: string) {
+    this.#child = spawn(python, [pathOf(program)], { stdio: ['pipe', 'pipe', 'inherit'] })
     this.#lines = createInterface({ input: this.#child.stdout as NodeJS.ReadableStream })[Symbol.asyncIterator]()
+  }
+
+  async ask(request: object): Promise<Record<string, unknown>> {
+    this.#child.stdin?.write(`${JSON.stringify(request)}\n`)
+    const { value, done } = await this.#lines.next()
+    if (done) throw new Error('the PyTorch process ended')
+    const answer = JSON.parse(value) as Record<string, unknown>
+    if (answer['error'] !== undefined) throw new Error(`PyTorch: ${String(answer['error'])}`)
+    return answer
+  }
+
+  /** The versions that are compared with. */
+  versions(): Promise<Record<string, unknown>> {
+    return this.ask({ op: 'versions' })
+  }
+
+  async end(): Promise<void> {
+    const ended = once(this.#child, 'exit')
+    this.#child.stdin?.end()
+    await ended
+  }
+}
+
+/** PyTorch on the CPU. */
+export class TorchBatchNorm extends Peer {
+  constructor() {
+    super('batch_norm_torch.py')
   }
 
   /** `fresh`: a new output for every call, as users call it; else into one that is reused. */
@@ -43,27 +75,56 @@ export class TorchBatchNorm {
     { fresh = true } = {},
   ): Promise<PeerAnswer> {
     const request = { op: 'batchNorm', shape, memoryFormat, phase: 'forwardBackward', iterations, threads, fresh }
-    return (await this.#ask(request)) as unknown as PeerAnswer
+    return (await this.ask(request)) as unknown as PeerAnswer
+  }
+}
+
+/** PyTorch's batch norm of one rank by one implementation, or why there is none for this input. */
+export type TorchWay = { forwardMs: number; backwardMs: number } | { unavailable: string }
+
+/** Milliseconds of PyTorch's kernels on the device. */
+export interface TorchCudaTimes {
+  stats: number
+  mergeAndNormalize: number
+  backwardReduce: number
+  backwardApply: number
+  syncForward: number
+  syncBackward: number
+  cudnn: TorchWay
+  native: TorchWay
+}
+
+/** Some elements of each result, evenly spaced in the order of the indices. */
+export interface Samples {
+  y: number[]
+  dx: number[]
+  gradWeight: number[]
+  gradBias: number[]
+}
+
+/** PyTorch on the GPU. */
+export class TorchCuda extends Peer {
+  constructor() {
+    super('batch_norm_torch_cuda.py')
   }
 
-  /** The versions that are compared with. */
-  versions(): Promise<Record<string, unknown>> {
-    return this.#ask({ op: 'versions' })
+  async measure(problem: CudaProblem, ranks: number, iterations: number): Promise<TorchCudaTimes> {
+    return (await this.ask({ op: 'batchNorm', ...problem, ranks, iterations })) as unknown as TorchCudaTimes
   }
 
-  async end(): Promise<void> {
-    const ended = once(this.#child, 'exit')
-    this.#child.stdin?.end()
-    await ended
+  /** Results of SyncBatchNorm's kernels, which agree with those of `F.batch_norm`. */
+  async verify(problem: CudaProblem, ranks: number, samples: number): Promise<Samples> {
+    return (await this.ask({ op: 'verify', ...problem, ranks, samples })) as unknown as Samples
   }
 
-  async #ask(request: object): Promise<Record<string, unknown>> {
-    this.#child.stdin?.write(`${JSON.stringify(request)}\n`)
-    const { value, done } = await this.#lines.next()
-    if (done) throw new Error('the PyTorch process ended')
-    const answer = JSON.parse(value) as Record<string, unknown>
-    if (answer['error'] !== undefined) throw new Error(`PyTorch: ${String(answer['error'])}`)
-    return answer
+  /** Milliseconds of one `F.batch_norm` and its backward, called from Python. */
+  async layer(problem: CudaProblem, iterations: number): Promise<number> {
+    return (await this.ask({ op: 'layer', ...problem, iterations }))['ms'] as number
+  }
+
+  /** Milliseconds of PyTorch's copy of so many bytes. */
+  async copy(bytes: number, iterations: number): Promise<number> {
+    return (await this.ask({ op: 'copy', bytes, iterations }))['ms'] as number
   }
 }
 

@@ -139,12 +139,13 @@ function exchangeTable(exchanges: readonly ExchangeResult[]): string[] {
   return table([['', 'bytes per rank', 'p50 µs', 'p99 µs'], ...rows])
 }
 
-function ratio(value: number, reference: number | undefined): string {
+/** How many times `reference` a value is; empty without one. */
+export function ratio(value: number, reference: number | undefined): string {
   return reference === undefined ? '' : `${(value / reference).toFixed(2)} ×`
 }
 
 /** Rows in columns: the first to the left, the rest to the right. */
-function table(rows: readonly (readonly string[])[]): string[] {
+export function table(rows: readonly (readonly string[])[]): string[] {
   const widths = (rows[0] as readonly string[]).map((_, i) => Math.max(...rows.map((row) => (row[i] as string).length)))
   return rows.map(
     (row) =>
