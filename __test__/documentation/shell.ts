@@ -44,6 +44,8 @@ export function judge(command: string, root: string, folder: string): Verdict {
       return npx(args, root, folder)
     case 'cargo':
       return cargo(args, root)
+    case 'node':
+      return node(args, root)
     case 'python':
     case 'venv/bin/python':
     case 'venv/bin/pip':
@@ -88,6 +90,17 @@ function cargo([command = '', ...args]: string[], root: string): Verdict {
   const at = args.indexOf('-p')
   const folder = (args[at + 1] ?? '').replace(/^syncbn-/, 'crates/')
   return expectThat(at === -1 || existsSync(join(root, folder)), `there is no crate ${args[at + 1]}`)
+}
+
+/** A script of the repository, whose usage names what it is given. */
+function node([script = '', ...words]: string[], root: string): Verdict {
+  const path = join(root, script)
+  if (!existsSync(path)) return wrong(`there is no ${script}`)
+  const usage = readFileSync(path, 'utf8')
+    .split('\n')
+    .filter((line) => line.includes(`node ${script}`))
+  const unknown = words.find((word) => !usage.some((line) => line.split(/\s+/).includes(word)))
+  return expectThat(unknown === undefined, `${script} does not say that it takes '${unknown}'`)
 }
 
 function python(args: string[], root: string): Verdict {

@@ -42,7 +42,7 @@ fn check(shape: BatchNormShape, dtype: DType) {
     syncbn_fake_cuda::install();
     let cuda = Cuda::new(0).unwrap();
     let x = input(&cuda, shape.numel(), dtype);
-    let slot = slot_bytes(shape.channels, dtype.accumulate());
+    let slot = slot_bytes(shape.channels, cuda.statistics_dtype(dtype));
     let mut first: Option<Vec<u8>> = None;
     let repeats = repeats();
     // Several rounds, so that fakes go through several orders.

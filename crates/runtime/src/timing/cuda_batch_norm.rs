@@ -136,8 +136,8 @@ impl Step {
         if ranks == 0 {
             return Err(Error::expected(Code::Argument, OP, "at least 1 rank", ranks));
         }
-        let (numel, sums) = (parsed.numel(), dtype.accumulate());
-        let slot = slot_bytes(parsed.channels, sums);
+        let (numel, rows) = (parsed.numel(), cuda.statistics_dtype(dtype));
+        let slot = slot_bytes(parsed.channels, rows);
         Ok(Self {
             cuda: cuda.clone(),
             shape: parsed,
@@ -146,10 +146,10 @@ impl Step {
             input: random_buffer(cuda, numel, dtype)?,
             grad_output: random_buffer(cuda, numel, dtype)?,
             output: cuda.tensor_buffer(dtype, &[numel])?,
-            channels: Channels::new(cuda, parsed.channels, sums)?,
+            channels: Channels::new(cuda, parsed.channels, dtype.accumulate())?,
             messages: cuda.buffer(ranks * slot)?,
             statistics: cuda.buffer(slot)?,
-            sums: cuda.buffer(sums_bytes(parsed.channels, 2, sums))?,
+            sums: cuda.buffer(sums_bytes(parsed.channels, 2, rows))?,
         })
     }
 
@@ -160,7 +160,7 @@ impl Step {
     /// This rank's slot in the place of every other's.
     fn gather(&mut self) -> Result<()> {
         // Slots are whole words of the counts' and the rows' types.
-        let words = slot_bytes(self.shape.channels, self.dtype.accumulate()) / DType::F32.size();
+        let words = slot_bytes(self.shape.channels, self.cuda.statistics_dtype(self.dtype)) / DType::F32.size();
         (1..self.ranks).try_for_each(|rank| {
             let slots = self.messages.slice_mut(DType::F32);
             let own = self.messages.slice(DType::F32).part(0..words);
@@ -219,7 +219,8 @@ impl Step {
     fn sync_backward(&mut self) -> Result<()> {
         self.backward_reduce()?;
         if self.ranks > 1 {
-            self.cuda.scale_in_place(self.sums.slice_mut(self.dtype.accumulate()), self.ranks as f64)?;
+            let sums = self.sums.slice_mut(self.cuda.statistics_dtype(self.dtype));
+            self.cuda.scale_in_place(sums, self.ranks as f64)?;
         }
         self.backward_apply()
     }
