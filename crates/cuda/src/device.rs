@@ -1,18 +1,20 @@
 //! One GPU: its context, its compute stream and its memory.
 
-use crate::allocator::{Allocator, Block, MemoryStats};
+use crate::allocator::{Allocator, Block, ForeignOwner, MemoryStats, relaxed};
 use crate::buffer::CudaBuffer;
 use crate::counts::{AtomicCounts, Counts};
 use crate::cublas::Cublas;
 use crate::driver::{device_count, require};
 use crate::error::check;
+use crate::gate::{Gate, Pass};
 use crate::module::Modules;
+use crate::parked::Parked;
 use crate::pinned::PinnedBuffer;
+use crate::recording::Parties;
 use crate::slice::{CudaSlice, CudaSliceMut};
 use crate::stream::{Event, Stream};
 use cudarc::driver::{result, sys};
 use std::fmt;
-use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use syncbn_core::{Code, DType, Device, Error, Result};
 
@@ -40,20 +42,24 @@ pub(crate) struct Inner {
     info: DeviceInfo,
     context: sys::CUcontext,
     pub(crate) stream: Stream,
+    /// For the little that must not wait for the compute stream, nor be recorded with it.
+    pub(crate) side_stream: Stream,
     allocator: Mutex<Allocator>,
     pub(crate) modules: Modules,
     pub(crate) counts: AtomicCounts,
     pub(crate) cublas: OnceLock<Option<Cublas>>,
     /// Address and number of the counters kernels use to find their last block.
     counters: Mutex<(u64, usize)>,
-    /// Address of the status word.
+    /// Address of the status word; set when the device is opened.
     pub(crate) status: OnceLock<u64>,
     /// Words the status was copied to, for the next time.
     pub(crate) status_copies: Mutex<Vec<PinnedBuffer>>,
     /// Why results on this device cannot be trusted any more, by the one who said so.
     pub(crate) faults: Mutex<Vec<(u64, Error)>>,
-    /// The graph being recorded; 0 for none.
-    pub(crate) recording: AtomicU64,
+    pub(crate) gate: Gate,
+    /// Who takes part in the recording under way.
+    pub(crate) parties: Parties,
+    pub(crate) parked: Parked,
 }
 
 // SAFETY: the context is a handle the driver allows on every thread; everything else is Send and Sync by itself.
@@ -117,6 +123,7 @@ impl Cuda {
             return Err(Error::expected(Code::Device, "cuda", expected, got));
         }
         let device = Self::open(ordinal)?;
+        device.make_status()?;
         devices.push(device.clone());
         Ok(device)
     }
@@ -132,6 +139,7 @@ impl Cuda {
             info,
             context,
             stream: Stream::new()?,
+            side_stream: Stream::new_urgent()?,
             allocator: Mutex::default(),
             modules: Modules::default(),
             counts: AtomicCounts::default(),
@@ -140,7 +148,9 @@ impl Cuda {
             status: OnceLock::new(),
             status_copies: Mutex::default(),
             faults: Mutex::default(),
-            recording: AtomicU64::new(0),
+            gate: Gate::default(),
+            parties: Parties::default(),
+            parked: Parked::default(),
         })))
     }
 
@@ -178,6 +188,18 @@ impl Cuda {
         check("cuCtxSetCurrent", unsafe { result::ctx::set_current(self.0.context) })
     }
 
+    /// Makes the device's context this thread's, and keeps other threads from beginning to record for as long as the
+    /// result lives; waits while one does. See [`Gate`].
+    pub(crate) fn enter(&self) -> Result<Pass<'_>> {
+        self.bind()?;
+        self.0.gate.enter()
+    }
+
+    /// The graph this thread records on this device.
+    pub(crate) fn recording(&self) -> Option<u64> {
+        self.0.gate.recording()
+    }
+
     /// A stream for communication, of high priority.
     pub fn new_stream(&self) -> Result<Stream> {
         self.bind()?;
@@ -192,13 +214,23 @@ impl Cuda {
     /// An event recorded on `stream` now.
     pub fn record(&self, stream: &Stream) -> Result<Event> {
         let event = self.new_event(false)?;
+        let _pass = self.enter()?;
         event.record(stream)?;
         Ok(event)
     }
 
     /// `after` waits for what is enqueued on `before` so far.
     pub fn order(&self, before: &Stream, after: &Stream) -> Result<()> {
-        after.wait(&self.record(before)?)
+        let event = self.new_event(false)?;
+        let _pass = self.enter()?;
+        event.record(before)?;
+        after.wait(&event)
+    }
+
+    /// Later work of the compute stream waits for what `event` marks.
+    pub fn wait_in_stream(&self, event: &Event) -> Result<()> {
+        let _pass = self.enter()?;
+        self.stream().wait(event)
     }
 
     /// Uninitialised memory of `bytes` bytes: for messages, statistics and scratch.
@@ -214,14 +246,35 @@ impl Cuda {
 
     pub(crate) fn allocate(&self, bytes: usize, dtype: DType, shape: &[usize]) -> Result<Block> {
         self.bind()?;
-        let wait = || self.0.stream.synchronize();
-        lock(&self.0.allocator).allocate(&self.to_string(), bytes, dtype, shape, wait)
+        let (name, recording) = (self.to_string(), self.recording());
+        lock(&self.0.allocator).allocate(&name, bytes, (dtype, shape), recording, || self.finish_stream())
     }
 
     pub(crate) fn release(&self, block: Block) {
         // Where the context cannot be made current, the process is ending and its memory with it.
         if self.bind().is_ok() {
-            lock(&self.0.allocator).release(block, || self.0.stream.synchronize());
+            let recording = self.recording();
+            lock(&self.0.allocator).release(block, recording, || self.finish_stream());
+        }
+    }
+
+    /// Waits for all work enqueued so far, for as long as that takes: before memory goes back to the driver.
+    fn finish_stream(&self) -> Result<()> {
+        let _pass = self.enter()?;
+        self.0.stream.synchronize()
+    }
+
+    /// If this thread records, the graph will use the block at `pointer` at every replay.
+    pub(crate) fn note_use(&self, pointer: u64) {
+        if let Some(graph) = self.recording() {
+            lock(&self.0.allocator).note_use(graph, pointer);
+        }
+    }
+
+    /// The same for memory that `owner` keeps alive.
+    pub(crate) fn note_foreign_use(&self, owner: &ForeignOwner) {
+        if let Some(graph) = self.recording() {
+            lock(&self.0.allocator).note_foreign_use(graph, owner);
         }
     }
 
@@ -242,7 +295,7 @@ impl Cuda {
 
     pub(crate) fn release_kept(&self) -> Result<()> {
         self.bind()?;
-        lock(&self.0.allocator).release_kept(|| self.0.stream.synchronize())
+        lock(&self.0.allocator).release_kept(|| self.finish_stream())
     }
 
     /// Whether this device reads the memory of `other` directly.
@@ -265,25 +318,30 @@ impl Cuda {
         Ok(counters.0)
     }
 
-    /// Sets the counters back to 0, after work on the device was cut short.
-    pub fn reset_counters(&self) -> Result<()> {
+    /// Sets the counters back to 0, in stream order, after work on the device was cut short.
+    pub(crate) fn reset_counters(&self) -> Result<()> {
         let (address, n) = *lock(&self.0.counters);
-        if n == 0 { Ok(()) } else { self.zero(address, n * size_of::<u32>()) }
+        if n == 0 {
+            return Ok(());
+        }
+        let _pass = self.enter()?;
+        // SAFETY: the counters are this device's, that many, and never freed.
+        check("cuMemsetD8Async", unsafe {
+            result::memset_d8_async(address, 0, n * size_of::<u32>(), self.0.stream.raw())
+        })
     }
 
-    /// Zeroed memory that is never freed.
+    /// Zeroed memory that is never freed. It is zero at once, in a recording too, which does not take part.
     pub(crate) fn permanent_zeros(&self, bytes: usize) -> Result<u64> {
-        let buffer = self.buffer(bytes)?;
-        self.zero(buffer.pointer(), bytes)?;
-        let address = buffer.pointer();
-        std::mem::forget(buffer);
-        Ok(address)
-    }
-
-    fn zero(&self, address: u64, bytes: usize) -> Result<()> {
         self.bind()?;
-        // SAFETY: callers pass memory of this device that is at least `bytes` long.
-        check("cuMemsetD8Async", unsafe { result::memset_d8_async(address, 0, bytes, self.0.stream.raw()) })
+        let (name, recording) = (self.to_string(), self.recording());
+        let address = lock(&self.0.allocator).take_permanent(&name, bytes, recording, || self.finish_stream())?;
+        relaxed(|| {
+            // SAFETY: the memory is fresh and `bytes` bytes long.
+            check("cuMemsetD8Async", unsafe { result::memset_d8_async(address, 0, bytes, self.0.side_stream.raw()) })?;
+            self.0.side_stream.synchronize()
+        })?;
+        Ok(address)
     }
 }
 

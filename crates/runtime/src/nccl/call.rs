@@ -12,6 +12,8 @@ pub(crate) enum Kind {
     AllReduce(ReduceOp),
     /// One rank's values to all; the root's index in the group.
     Broadcast(usize),
+    /// What a graph holds; the count is that of the calls in it.
+    Replay,
 }
 
 /// A collective and what must agree between ranks.
@@ -40,6 +42,7 @@ impl Call {
             Kind::AllGather => (0, 0),
             Kind::AllReduce(op) => (1, u32::from(index_of(&ReduceOp::ALL, &op))),
             Kind::Broadcast(root) => (2, root as u32),
+            Kind::Replay => (3, 0),
         };
         (bytes[0], bytes[1]) = (kind, index_of(&DTYPES, &self.dtype));
         bytes[4..8].copy_from_slice(&detail.to_le_bytes());
@@ -56,6 +59,7 @@ impl Call {
             0 => Kind::AllGather,
             1 => Kind::AllReduce(*ReduceOp::ALL.get(detail)?),
             2 => Kind::Broadcast(detail),
+            3 => Kind::Replay,
             _ => return None,
         };
         Some(Self { kind, dtype: *DTYPES.get(usize::from(bytes[1]))?, count: number(8..16) as usize })
@@ -69,6 +73,7 @@ impl fmt::Display for Call {
             Kind::AllGather => write!(f, "all_gather of {count} {dtype} a rank"),
             Kind::AllReduce(op) => write!(f, "all_reduce ({op}) of {count} {dtype}"),
             Kind::Broadcast(root) => write!(f, "broadcast of {count} {dtype} from index {root}"),
+            Kind::Replay => write!(f, "a replay of {count} recorded collectives"),
         }
     }
 }
@@ -87,6 +92,7 @@ mod tests {
             Call { kind: Kind::AllReduce(ReduceOp::Avg), dtype: DType::BF16, count: 7 },
             Call { kind: Kind::Broadcast(0), dtype: DType::F32, count: 7 },
             Call { kind: Kind::Broadcast(300), dtype: DType::F32, count: 7 },
+            Call { kind: Kind::Replay, dtype: DType::F32, count: 7 },
         ];
         for (i, a) in calls.iter().enumerate() {
             assert_eq!(Call::decode(&a.encode()), Some(*a));

@@ -3,6 +3,7 @@
 use crate::nccl::call::{Call, Kind};
 use crate::nccl::enqueue::{self, to_error};
 use crate::nccl::journal::{Journal, Pending};
+use crate::nccl::replay::{Graphs, Replays};
 use crate::nccl::watchdog;
 use crate::storage::OwnedCudaWriting;
 use crate::work::Work;
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 use syncbn_comm::Group;
 use syncbn_comm::interrupt::is_interrupted;
 use syncbn_core::{Code, DType, Error, ReduceOp, Result};
-use syncbn_cuda::{Cuda, CudaBuffer, Event, Stream};
+use syncbn_cuda::{Cuda, CudaBuffer, Event, Participant, Stream};
 use syncbn_nccl::{Communicator, NcclError, Wait};
 
 /// How long an abort may take before the group is given up without it.
@@ -31,6 +32,14 @@ fn communication_stream(cuda: &Cuda) -> Result<Arc<Stream>> {
     let stream = Arc::new(cuda.new_stream()?);
     streams.push((cuda.ordinal(), stream.clone()));
     Ok(stream)
+}
+
+/// The compute stream waits for the collectives of the device's groups so far.
+pub(crate) fn join_communication(cuda: &Cuda) -> Result<()> {
+    let streams = STREAMS.lock().unwrap_or_else(PoisonError::into_inner);
+    let stream = streams.iter().find(|(ordinal, _)| *ordinal == cuda.ordinal()).map(|(_, stream)| stream.clone());
+    drop(streams);
+    stream.map_or(Ok(()), |stream| cuda.order(&stream, cuda.stream()))
 }
 
 /// Who is in a group, and how long they wait for each other.
@@ -52,6 +61,7 @@ pub(crate) struct Shared {
     pub(crate) cuda: Cuda,
     pub(crate) communicator: Communicator,
     pub(crate) journal: Journal,
+    pub(crate) graphs: Graphs,
     /// The watchdogs' own connections.
     pub(crate) watch: Arc<Group>,
     /// By what the device knows who reported a fault.
@@ -63,6 +73,7 @@ impl Shared {
     pub(crate) fn fail(&self, error: Error) {
         let error = error.with_group(self.members.name.clone()).with_rank(self.members.ranks[self.members.index]);
         if self.journal.fail(&error) {
+            self.graphs.retire(&error);
             self.cuda.report_fault(self.reporter, error);
             // Where even this fails, the kernels that hang are NCCL's; the calls and waits that depend on them have
             // their error.
@@ -75,6 +86,8 @@ impl Shared {
 pub(crate) struct NcclGroup {
     shared: Arc<Shared>,
     stream: Arc<Stream>,
+    /// What graphs with calls of this group are given.
+    replays: Arc<dyn Participant>,
     /// The order of calls is that of their numbers.
     turn: Mutex<()>,
     watchdog: Mutex<Option<JoinHandle<()>>>,
@@ -95,9 +108,11 @@ impl NcclGroup {
         let stream = communication_stream(cuda)?;
         let reporter = GROUPS.fetch_add(1, Ordering::Relaxed) + 1;
         let (cuda, journal) = (cuda.clone(), Journal::default());
-        let shared = Arc::new(Shared { members, cuda, communicator, journal, watch, reporter });
+        let graphs = Graphs::default();
+        let shared = Arc::new(Shared { members, cuda, communicator, journal, graphs, watch, reporter });
+        let replays = Arc::new(Replays { shared: shared.clone(), stream: stream.clone() });
         let watchdog = Mutex::new(Some(watchdog::start(shared.clone())?));
-        Ok(Self { shared, stream, turn: Mutex::new(()), watchdog, compare_first })
+        Ok(Self { shared, stream, replays, turn: Mutex::new(()), watchdog, compare_first })
     }
 
     /// The device it works on.
@@ -160,7 +175,7 @@ impl NcclGroup {
     /// A call whose result the compute stream waits for.
     fn in_line(&self, call: Call, run: impl FnOnce(&Communicator, Wait<'_>) -> Result<(), NcclError>) -> Result<()> {
         let event = self.enqueue(call, run)?;
-        self.cuda().stream().wait(&event.event)?;
+        self.cuda().wait_in_stream(&event.event)?;
         self.watch(event, None);
         Ok(())
     }
@@ -194,6 +209,7 @@ impl NcclGroup {
         let keep_waiting = || !is_interrupted();
         let wait = Wait::at_most(members.timeout).while_true(&keep_waiting);
         run(communicator, wait).map_err(|error| self.failed(call, error))?;
+        cuda.take_part(&self.replays);
         Ok(Enqueued { sequence, call, event: Arc::new(cuda.record(&self.stream)?) })
     }
 
@@ -227,6 +243,8 @@ impl NcclGroup {
     pub(crate) fn close(&self) {
         let Shared { members, cuda, communicator, journal, watch, .. } = &*self.shared;
         let keep_waiting = || !is_interrupted();
+        let text = format!("this capture holds collectives of the group '{}', which was destroyed", members.name);
+        self.shared.graphs.retire(&Error::new(Code::Aborted, text).with_group(members.name.clone()));
         if journal.error().is_none() && cuda.bind().is_ok() {
             let closed = communicator.close(Wait::at_most(members.timeout).while_true(&keep_waiting));
             if let Err(error) = closed {

@@ -8,8 +8,9 @@ mod call;
 mod enqueue;
 mod group;
 mod journal;
+mod replay;
 pub(crate) mod setup;
 mod watchdog;
 
 pub(crate) use enqueue::to_error;
-pub(crate) use group::{Members, NcclGroup};
+pub(crate) use group::{Members, NcclGroup, join_communication};
