@@ -21,12 +21,26 @@ const ALIGNMENT: usize = 512;
 /// Live tensors an out-of-memory error names.
 const NAMED: usize = 5;
 
+/// What freed memory is filled with if that is asked for: NaN in every floating-point type.
+pub(crate) const POISON: u8 = 0xFF;
+
 static KEEP_FREED: AtomicBool = AtomicBool::new(true);
+static POISON_FREED: AtomicBool = AtomicBool::new(false);
 
 /// Whether freed memory is kept for the next tensor (the default). Without it every tensor is an allocation of its own
 /// and of its exact size, so that compute-sanitizer sees an access past its end; and every free waits for the device.
 pub fn set_keep_freed(keep: bool) {
     KEEP_FREED.store(keep, Ordering::Relaxed);
+}
+
+/// Whether freed memory is filled with NaN, in stream order (by default not): what reads memory that it has not written,
+/// or still reads memory that was freed, then shows in the results. For tests.
+pub fn set_poison_freed(poison: bool) {
+    POISON_FREED.store(poison, Ordering::Relaxed);
+}
+
+pub(crate) fn poisons_freed() -> bool {
+    POISON_FREED.load(Ordering::Relaxed)
 }
 
 /// Memory of one device, or of all of it that is in no live tensor.
@@ -52,6 +66,13 @@ pub fn release_kept() -> Result<()> {
 pub(crate) struct Block {
     pub(crate) pointer: u64,
     capacity: usize,
+}
+
+impl Block {
+    /// Its bytes, of which a tensor may use fewer.
+    pub(crate) fn capacity(self) -> usize {
+        self.capacity
+    }
 }
 
 /// What is known of a live block.
@@ -248,6 +269,11 @@ impl Allocator {
         let blocks: Vec<Block> = self.free.drain().collect();
         blocks.into_iter().for_each(|block| self.give_to_driver(block));
         Ok(())
+    }
+
+    /// Whether a graph goes on using the block after it was freed.
+    pub(crate) fn is_used_by_graphs(&self, block: Block) -> bool {
+        self.users.contains_key(&block.pointer)
     }
 
     /// A recording begins.

@@ -1,6 +1,6 @@
 //! One GPU: its context, its compute stream and its memory.
 
-use crate::allocator::{Allocator, Block, ForeignOwner, MemoryStats, relaxed};
+use crate::allocator::{Allocator, Block, ForeignOwner, MemoryStats, POISON, poisons_freed, relaxed};
 use crate::buffer::CudaBuffer;
 use crate::counts::{AtomicCounts, Counts};
 use crate::cublas::Cublas;
@@ -245,23 +245,29 @@ impl Cuda {
     }
 
     pub(crate) fn allocate(&self, bytes: usize, dtype: DType, shape: &[usize]) -> Result<Block> {
-        self.bind()?;
+        let _pass = self.enter()?;
         let (name, recording) = (self.to_string(), self.recording());
-        lock(&self.0.allocator).allocate(&name, bytes, (dtype, shape), recording, || self.finish_stream())
+        let wait = || self.0.stream.synchronize();
+        lock(&self.0.allocator).allocate(&name, bytes, (dtype, shape), recording, wait)
     }
 
     pub(crate) fn release(&self, block: Block) {
-        // Where the context cannot be made current, the process is ending and its memory with it.
-        if self.bind().is_ok() {
-            let recording = self.recording();
-            lock(&self.0.allocator).release(block, recording, || self.finish_stream());
+        // Where the context cannot be made current, the process is ending and its memory with it; where another thread
+        // has been recording all the time, the block is lost for good.
+        let Ok(_pass) = self.enter() else { return };
+        let recording = self.recording();
+        let mut allocator = lock(&self.0.allocator);
+        if poisons_freed() && recording.is_none() && !allocator.is_used_by_graphs(block) {
+            self.poison(block);
         }
+        allocator.release(block, recording, || self.0.stream.synchronize());
     }
 
-    /// Waits for all work enqueued so far, for as long as that takes: before memory goes back to the driver.
-    fn finish_stream(&self) -> Result<()> {
-        let _pass = self.enter()?;
-        self.0.stream.synchronize()
+    /// Fills memory that is about to be free, in stream order. The caller holds a pass.
+    fn poison(&self, block: Block) {
+        // SAFETY: the block is this device's and nothing uses it after what is enqueued so far. Where the driver fails,
+        // it fails the next call too.
+        let _ = unsafe { result::memset_d8_async(block.pointer, POISON, block.capacity(), self.0.stream.raw()) };
     }
 
     /// If this thread records, the graph will use the block at `pointer` at every replay.
@@ -294,8 +300,8 @@ impl Cuda {
     }
 
     pub(crate) fn release_kept(&self) -> Result<()> {
-        self.bind()?;
-        lock(&self.0.allocator).release_kept(|| self.finish_stream())
+        let _pass = self.enter()?;
+        lock(&self.0.allocator).release_kept(|| self.0.stream.synchronize())
     }
 
     /// Whether this device reads the memory of `other` directly.
@@ -309,6 +315,7 @@ impl Cuda {
     /// Device address of at least `n` u32 counters that are 0 between kernels: a kernel that counts on them leaves them
     /// at 0. Kernels of one stream share them, since they run one after the other.
     pub(crate) fn counters(&self, n: usize) -> Result<u64> {
+        let _pass = self.enter()?;
         let mut counters = lock(&self.0.counters);
         if counters.1 < n {
             let n = n.max(FIRST_COUNTERS).next_power_of_two();
@@ -320,22 +327,23 @@ impl Cuda {
 
     /// Sets the counters back to 0, in stream order, after work on the device was cut short.
     pub(crate) fn reset_counters(&self) -> Result<()> {
+        let _pass = self.enter()?;
         let (address, n) = *lock(&self.0.counters);
         if n == 0 {
             return Ok(());
         }
-        let _pass = self.enter()?;
         // SAFETY: the counters are this device's, that many, and never freed.
         check("cuMemsetD8Async", unsafe {
             result::memset_d8_async(address, 0, n * size_of::<u32>(), self.0.stream.raw())
         })
     }
 
-    /// Zeroed memory that is never freed. It is zero at once, in a recording too, which does not take part.
+    /// Zeroed memory that is never freed. It is zero at once, in a recording too, which does not take part. The caller
+    /// holds a pass, or is the first to use the device.
     pub(crate) fn permanent_zeros(&self, bytes: usize) -> Result<u64> {
-        self.bind()?;
         let (name, recording) = (self.to_string(), self.recording());
-        let address = lock(&self.0.allocator).take_permanent(&name, bytes, recording, || self.finish_stream())?;
+        let wait = || self.0.stream.synchronize();
+        let address = lock(&self.0.allocator).take_permanent(&name, bytes, recording, wait)?;
         relaxed(|| {
             // SAFETY: the memory is fresh and `bytes` bytes long.
             check("cuMemsetD8Async", unsafe { result::memset_d8_async(address, 0, bytes, self.0.side_stream.raw()) })?;

@@ -38,7 +38,7 @@ mod slice;
 mod status;
 pub mod stream;
 
-pub use allocator::{MemoryStats, release_kept, set_keep_freed};
+pub use allocator::{MemoryStats, release_kept, set_keep_freed, set_poison_freed};
 pub use buffer::CudaBuffer;
 pub use capture::Graph;
 pub use counts::Counts;

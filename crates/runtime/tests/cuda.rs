@@ -45,6 +45,8 @@ fn enqueued(work: impl FnOnce()) -> Counts {
 #[ignore = "needs GPUs: on_fake_gpus_over_nccl runs it"]
 fn a_step_is_two_kernels_and_a_collective_each_way_and_waits_for_nothing() {
     let problem = Problem::new(&[&[3, 33, 5, 5], &[2, 33, 4, 4]], DType::F32, MemoryFormat::ChannelsLast, 1);
+    // Filling freed memory would count as work.
+    gpu::set_poison_freed(false);
     ranks(2, |group| {
         // Unlike a barrier of threads it ends when the other rank does.
         let together = || group.run(Group::barrier).unwrap();
@@ -76,6 +78,7 @@ fn a_step_is_two_kernels_and_a_collective_each_way_and_waits_for_nothing() {
         assert_eq!((counted.collectives, counted.host_waits, counted.memsets), (4, 0, 0), "backward");
         gpu::synchronize(&place::device()).unwrap();
     });
+    gpu::set_poison_freed(true);
 }
 
 /// One training step of a layer whose weight is learnt; the gradient of the weight is made in the step.
