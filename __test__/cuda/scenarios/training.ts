@@ -1,6 +1,7 @@
 /** Training on ranks with GPUs as a recorded step. */
 import {
   AdamW,
+  BatchNorm1d,
   BatchNorm2d,
   Conv2d,
   convertSyncBatchNorm,
@@ -14,7 +15,9 @@ import {
   ReLU,
   Sequential,
   SGD,
+  tensor,
   zeros,
+  type Device,
   type Optimizer,
   type Tensor,
 } from 'syncbn'
@@ -110,4 +113,36 @@ export async function refusals(): Promise<unknown> {
   const gradients = [...plain.parameters()].filter((p) => p.grad !== null).length
   await destroyProcessGroup()
   return { backend, unused, exchanged, gradients }
+}
+
+/** A layer in bfloat16 on ranks whose gradients a sum in bfloat16 would lose, and what became of it. */
+export async function halfGradients(): Promise<unknown> {
+  const { rank } = await join({ timeout: 20_000 })
+  const layer = convertSyncBatchNorm(new BatchNorm1d(1)).to({ device, dtype: 'bfloat16' }) as BatchNorm1d
+  const model = new DistributedDataParallel(layer)
+  const x = tensor([[rank]], { device, dtype: 'bfloat16' })
+  model.call(x).backward(tensor([[rank === 0 ? 256 : 1]], { device, dtype: 'bfloat16' }))
+  const result = {
+    dtypes: [layer.weight, layer.bias!.grad, layer.runningMean, layer.runningVar].map((t) => t!.dtype),
+    bias: layer.bias!.grad!.item(),
+    runningMean: layer.runningMean!.item(),
+  }
+  await destroyProcessGroup()
+  return result
+}
+
+/** A rank whose module is on another GPU than its group. */
+export async function misplacedRank(): Promise<unknown> {
+  const { rank } = await join({ timeout: 20_000 })
+  const other: Device = `cuda:${cuda.deviceCount() - 1}`
+  const start = Date.now()
+  const parameters = await seen(
+    () => new DistributedDataParallel(new Linear(1, 1, { device: rank === 1 ? other : device })),
+  )
+  const withBuffer = new Linear(1, 1, { device })
+  withBuffer.registerBuffer('somewhere', zeros([1], { device: rank === 1 ? other : device }))
+  const buffers = await seen(() => new DistributedDataParallel(withBuffer))
+  const seconds = (Date.now() - start) / 1000
+  await destroyProcessGroup()
+  return { parameters, buffers, seconds }
 }

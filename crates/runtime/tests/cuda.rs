@@ -302,7 +302,11 @@ fn ranks_of_which_one_replays_and_one_calls_are_told() {
         let (layer, replay) = recorded(&problem, group);
         let start = Instant::now();
         // A step is as many collectives as the recording of one, but is not the same to a rank that replays.
-        if rank == 0 { replay().unwrap() } else { drop(layer.step(problem.options(), Some(group))) }
+        if rank == 0 {
+            replay().unwrap()
+        } else {
+            drop(layer.step(problem.options(), Some(group)))
+        }
         // What both have in common may be done before the watchdogs have compared.
         let error = std::iter::repeat_with(|| gpu::synchronize(&place::device())).find_map(Result::err).unwrap();
         assert!(error.message().contains("a replay of") && error.message().contains("all_gather"), "{error:?}");
