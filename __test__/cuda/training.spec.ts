@@ -131,6 +131,7 @@ onCuda('training on ranks with GPUs', () => {
         unused: SeenError
         exchanged: SeenError
         gradients: number
+        host: Record<string, SeenError>
       }
       for (const backend of ['nccl', 'tcp'] as const) {
         for (const value of await valuesOnGpus<Refusals>('cuda/training.refusals', 2, { backend })) {
@@ -139,8 +140,26 @@ onCuda('training on ranks with GPUs', () => {
           const code = backend === 'nccl' ? 'no error' : 'ERR_CAPTURE'
           t.is(value.exchanged.code, code, value.exchanged.message)
           t.is(value.gradients, 10)
+          t.is(Object.keys(value.host).length, 6)
+          for (const [name, error] of Object.entries(value.host))
+            t.is(error.code, 'ERR_CAPTURE', `${name}: ${error.message}`)
         }
       }
     },
   )
+
+  test.serial('a group is left while a recording holds its collectives', async (t) => {
+    interface Leaving {
+      seconds: number
+      replayed: SeenError
+      same: boolean
+    }
+    for (const { seconds, replayed, same } of await valuesOnGpus<Leaving>('cuda/training.leaving', 2, {
+      backend: 'nccl',
+    })) {
+      t.true(seconds < 5, `${seconds} s`)
+      t.like(replayed, { name: 'DistributedError', code: 'ERR_ABORTED' }, replayed.message)
+      t.true(same, 'what was computed stays')
+    }
+  })
 })
