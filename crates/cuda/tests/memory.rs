@@ -1,5 +1,8 @@
 //! Who may use device memory, and for how long: recordings, other threads, other libraries.
 
+#[cfg(target_os = "linux")]
+mod sanitizers;
+
 use cudarc::driver::sys;
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -237,4 +240,11 @@ fn a_report_of_a_fault_does_not_wait_for_what_hangs() {
     assert_eq!(cuda.synchronize(&|| Ok(())).unwrap_err().code(), Code::PeerLost);
     cuda.clear_fault(1);
     cuda.synchronize(&|| Ok(())).unwrap();
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn under_sanitizers() {
+    sanitizers::run_again(syncbn_fake_cuda::Variant::Asan, &[]);
+    sanitizers::run_again(syncbn_fake_cuda::Variant::Tsan, &[]);
 }

@@ -5,6 +5,9 @@
 #[path = "ops/harness.rs"]
 mod harness;
 
+#[cfg(target_os = "linux")]
+mod sanitizers;
+
 #[path = "ops/conv2d.rs"]
 mod conv2d;
 #[path = "ops/elementwise.rs"]
@@ -21,3 +24,16 @@ mod optimizer;
 mod pool2d;
 #[path = "ops/reduce.rs"]
 mod reduce;
+
+#[cfg(target_os = "linux")]
+#[test]
+fn under_the_address_sanitizer() {
+    sanitizers::run_again(syncbn_fake_cuda::Variant::Asan, &[]);
+}
+
+/// Those whose threads share memory.
+#[cfg(target_os = "linux")]
+#[test]
+fn under_the_thread_sanitizer() {
+    sanitizers::run_again(syncbn_fake_cuda::Variant::Tsan, &["loss::", "matmul::", "reduce::"]);
+}

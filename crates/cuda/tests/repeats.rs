@@ -2,6 +2,9 @@
 //!
 //! `SYNCBN_TEST_REPEATS` sets how often each input is reduced: a GPU shows a rare race only if it is asked often.
 
+#[cfg(target_os = "linux")]
+mod sanitizers;
+
 use std::sync::Mutex;
 use syncbn_core::message::slot_bytes;
 use syncbn_core::{BatchNormShape, DType, Kernels};
@@ -90,4 +93,11 @@ fn float16() {
 fn float64() {
     check(planes(), DType::F64);
     check(rows(), DType::F64);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn under_sanitizers() {
+    sanitizers::run_again(syncbn_fake_cuda::Variant::Asan, &[]);
+    sanitizers::run_again(syncbn_fake_cuda::Variant::Tsan, &["float32"]);
 }

@@ -12,3 +12,22 @@ mod numerics;
 mod ranks;
 mod reference;
 mod running;
+#[cfg(target_os = "linux")]
+#[path = "../sanitizers/mod.rs"]
+mod sanitizers;
+
+/// Both formats, vectors and single elements, several ranks and both backwards.
+#[cfg(target_os = "linux")]
+const UNDER_SANITIZERS: [&str; 4] = ["double_backward::", "edges::", "ranks::", "running::"];
+
+#[cfg(target_os = "linux")]
+#[test]
+fn under_the_address_sanitizer() {
+    sanitizers::run_again(syncbn_fake_cuda::Variant::Asan, &UNDER_SANITIZERS);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn under_the_thread_sanitizer() {
+    sanitizers::run_again(syncbn_fake_cuda::Variant::Tsan, &UNDER_SANITIZERS);
+}

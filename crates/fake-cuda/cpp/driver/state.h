@@ -1,6 +1,7 @@
 // What the driver knows: devices, contexts, handles, the state of each thread. One lock guards all of it; it is never
 // held while work runs or the host waits.
 #pragma once
+#include <atomic>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -37,7 +38,7 @@ ThreadState& thread_state();
 
 struct Driver {
   std::recursive_mutex mutex;
-  bool initialized = false;
+  std::atomic<bool> initialized{false};
   std::map<int, std::unique_ptr<Context>> contexts;
   std::map<const void*, std::shared_ptr<Stream>> streams;
   std::map<const void*, std::shared_ptr<Event>> events;
