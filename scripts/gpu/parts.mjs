@@ -71,17 +71,24 @@ async function load(machine) {
   return { doctor: stdout.trimEnd().split('\n') }
 }
 
-/** The tests of the kernels in Rust: each ends with a line of its counts. */
+/**
+ * The tests of the kernels in Rust: each ends with a line of its counts. One after the other, since they share a device;
+ * those of operations with products by our kernels and by cuBLAS, for which a process decides once.
+ */
 async function kernels(machine) {
   if (machine.fake) throw new Skipped('the same programs run on fakes in the project’s own tests')
-  const binaries = readdirSync('rust').filter((name) => name !== 'repeats')
+  const products = machine.env.SYNCBN_CUBLAS_PATH === undefined ? ['own'] : ['own', 'cublas']
+  const runs = readdirSync('rust')
+    .filter((name) => name !== 'repeats')
+    .flatMap((name) => (name === 'ops' ? products.map((way) => [name, way]) : [[name, 'own']]))
   let passed = 0
-  for (const name of binaries) {
-    const { stdout } = await must(machine, 'kernels', join('rust', name), [], { seconds: 240 })
+  for (const [name, way] of runs) {
+    const env = { RUST_TEST_THREADS: '1', SYNCBN_TEST_PRODUCTS: way }
+    const { stdout } = await must(machine, 'kernels', join('rust', name), [], { seconds: 240, env })
     passed += Number(/^test result: ok\. (\d+) passed; 0 failed; 0 ignored/m.exec(stdout)?.[1] ?? NaN)
   }
   if (!(passed > 0)) throw new Failure('no test of the kernels ran, or some are ignored; see kernels.log')
-  return { passed }
+  return { passed, products }
 }
 
 function conformance(machine) {
@@ -114,12 +121,14 @@ async function sanitizer(machine) {
     return must(machine, 'sanitizer', 'compute-sanitizer', [...own, program, ...args], { seconds: 240, env })
   }
   const uncached = { SYNCBN_CUDA_NO_CACHE: '1' }
+  // The same for programs without the library, which read no variable but this.
+  const exact = { SYNCBN_TEST_NO_CACHE: '1' }
   await check('memcheck', './node', [AVA, '--tap', '--timeout', '4m', ...specs(['operations', 'batch-norm'])], uncached)
   for (const tool of ['memcheck', 'racecheck']) {
-    await check(tool, 'rust/batch_norm', ['float32', 'float16'])
-    await check(tool, 'rust/repeats', [], { SYNCBN_TEST_REPEATS: '8' })
+    await check(tool, 'rust/batch_norm', ['float32', 'float16'], exact)
+    await check(tool, 'rust/repeats', [], { ...exact, SYNCBN_TEST_REPEATS: '8' })
   }
-  await check('racecheck', 'rust/ops', [])
+  await check('racecheck', 'rust/ops', [], { RUST_TEST_THREADS: '1' })
   return { tools: ['memcheck', 'racecheck'] }
 }
 

@@ -43,6 +43,7 @@ fn input(cuda: &Cuda, numel: usize, dtype: DType) -> CudaBuffer {
 fn check(shape: BatchNormShape, dtype: DType) {
     let _one = ONE_TEST.lock();
     syncbn_fake_cuda::install();
+    syncbn_cuda::set_keep_freed(std::env::var_os("SYNCBN_TEST_NO_CACHE").is_none());
     let cuda = Cuda::new(0).unwrap();
     let x = input(&cuda, shape.numel(), dtype);
     let slot = slot_bytes(shape.channels, cuda.statistics_dtype(dtype));

@@ -19,7 +19,18 @@ pub enum Products {
     Own,
 }
 
-/// The fake device of this index.
+/// Whether this process is to run on a GPU, of which there may be one: `REQUIRE_GPU=1`. A device computes products in one
+/// way for the life of a process: `SYNCBN_TEST_PRODUCTS` says which, "own" or "cublas" (by `SYNCBN_CUBLAS_PATH`, or as the
+/// loader finds it).
+fn on_gpu() -> Option<Products> {
+    if std::env::var("REQUIRE_GPU").is_ok_and(|value| value == "1") {
+        let cublas = std::env::var("SYNCBN_TEST_PRODUCTS").is_ok_and(|value| value == "cublas");
+        return Some(if cublas { Products::Cublas } else { Products::Own });
+    }
+    None
+}
+
+/// The fake device of this index; on a GPU always the first.
 fn open(ordinal: usize) -> Cuda {
     static INSTALLED: Once = Once::new();
     INSTALLED.call_once(|| {
@@ -28,28 +39,50 @@ fn open(ordinal: usize) -> Cuda {
         unsafe { std::env::set_var("FAKE_CUDA_DEVICES", "3") };
         syncbn_fake_cuda::install();
         syncbn_cuda::set_poison_freed(true);
+        // Then a sanitizer of a GPU sees accesses past a tensor's end.
+        syncbn_cuda::set_keep_freed(std::env::var_os("SYNCBN_TEST_NO_CACHE").is_none());
     });
-    Cuda::new(ordinal).unwrap()
+    let Some(products) = on_gpu() else { return Cuda::new(ordinal).unwrap() };
+    let cuda = Cuda::new(0).unwrap();
+    assert_eq!(use_products(&cuda, products), products == Products::Cublas, "products as SYNCBN_TEST_PRODUCTS says");
+    cuda
 }
 
-/// A device whose matrix products are our own kernels'.
+/// Decides how a device computes products; answers whether cuBLAS does.
+fn use_products(cuda: &Cuda, products: Products) -> bool {
+    if products == Products::Own {
+        return cuda.use_cublas(&[]);
+    }
+    match std::env::var_os("SYNCBN_CUBLAS_PATH") {
+        Some(path) => cuda.use_cublas(&[Path::new(&path)]),
+        None => cuda.use_cublas(&LIBRARY_NAMES.map(Path::new)),
+    }
+}
+
+/// A device whose matrix products are our own kernels'; on a GPU as `SYNCBN_TEST_PRODUCTS` says.
 pub fn cuda() -> Cuda {
     let cuda = open(0);
-    assert!(!cuda.use_cublas(&[]), "a device without cuBLAS");
-    cuda
-}
-
-/// A device whose matrix products are made as asked.
-pub fn cuda_with(products: Products) -> Cuda {
-    if products == Products::Own {
-        return cuda();
+    if on_gpu().is_none() {
+        assert!(!use_products(&cuda, Products::Own), "a device without cuBLAS");
     }
-    let cuda = open(1);
-    assert!(cuda.use_cublas(&LIBRARY_NAMES.map(Path::new)), "a device with cuBLAS");
     cuda
 }
 
-/// A device no other test uses.
+/// A device whose matrix products are made as asked. None on a GPU where `SYNCBN_TEST_PRODUCTS` says otherwise: that is
+/// another process's.
+pub fn cuda_with(products: Products) -> Option<Cuda> {
+    match (on_gpu(), products) {
+        (Some(process), _) => (process == products).then(|| open(0)),
+        (None, Products::Own) => Some(cuda()),
+        (None, Products::Cublas) => {
+            let cuda = open(1);
+            assert!(use_products(&cuda, Products::Cublas), "a device with cuBLAS");
+            Some(cuda)
+        }
+    }
+}
+
+/// A device no other test uses; on a GPU tests run one after the other instead.
 pub fn other() -> Cuda {
     open(2)
 }

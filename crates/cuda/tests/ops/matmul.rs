@@ -16,7 +16,7 @@ fn plain(m: usize, n: usize, k: usize) -> Matmul {
 #[track_caller]
 fn check(products: Products, dtype: DType, geometry: Matmul) {
     let Matmul { batch, m, n, k, b_batch_stride, .. } = geometry;
-    let cuda = cuda_with(products);
+    let Some(cuda) = cuda_with(products) else { return };
     let b_len = batch.saturating_sub(1) * b_batch_stride + k * n;
     let a = Values::random_on(&cuda, dtype, 1, batch * m * k);
     let b = Values::random_on(&cuda, dtype, 2, b_len);
@@ -86,7 +86,7 @@ fn products_of_nothing() {
 #[test]
 fn not_a_number_reaches_its_row_alone() {
     for products in WAYS {
-        let cuda = cuda_with(products);
+        let Some(cuda) = cuda_with(products) else { continue };
         let mut values = vec![1.0; 12];
         values[5] = f64::NAN;
         let a = Values::on(&cuda, DType::F32, &values);
@@ -103,13 +103,21 @@ fn not_a_number_reaches_its_row_alone() {
 
 #[test]
 fn who_multiplies_can_be_asked() {
-    assert_eq!(cuda_with(Products::Own).gemm_backend(), "own kernel");
-    let name = cuda_with(Products::Cublas).gemm_backend();
-    assert!(name.starts_with("cublas 13."), "{name}");
+    for products in WAYS {
+        let Some(name) = cuda_with(products).map(|cuda| cuda.gemm_backend()) else { continue };
+        match products {
+            Products::Own => assert_eq!(name, "own kernel"),
+            Products::Cublas => assert!(name.starts_with("cublas 13.") || name.starts_with("cublas 12."), "{name}"),
+        }
+    }
 }
 
 #[test]
 fn where_no_candidate_is_cublas_our_kernels_multiply() {
+    // On a GPU this process's only device may have cuBLAS.
+    if cuda_with(Products::Own).is_none() {
+        return;
+    }
     let cuda = crate::harness::other();
     assert!(!cuda.use_cublas(&["/nowhere/libcublas.so.13", "libc.so.6"].map(Path::new)));
     assert_eq!(cuda.gemm_backend(), "own kernel");
