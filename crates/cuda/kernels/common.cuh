@@ -106,7 +106,8 @@ template <class T, int N> using Raw = typename RawOf<static_cast<int>(sizeof(T))
 /// Elements of T in the widest vector, 16 bytes.
 template <class T> constexpr int VECTOR = 16 / static_cast<int>(sizeof(T));
 
-template <class To, class From> __device__ __forceinline__ To bits_as(const From& from) {
+/// By value: a copy through a reference to memory would be made byte by byte, since memcpy knows of no alignment.
+template <class To, class From> __device__ __forceinline__ To bits_as(From from) {
   static_assert(sizeof(To) == sizeof(From), "the same bits");
   To to;
   memcpy(static_cast<void*>(&to), static_cast<const void*>(&from), sizeof(To));
@@ -115,7 +116,8 @@ template <class To, class From> __device__ __forceinline__ To bits_as(const From
 
 /// N elements from `p`, which is aligned to all of them.
 template <int N, class T> __device__ __forceinline__ Vector<T, N> load_vector(const T* p) {
-  return bits_as<Vector<T, N>>(*reinterpret_cast<const Raw<T, N>*>(p));
+  const Raw<T, N> raw = *reinterpret_cast<const Raw<T, N>*>(p);
+  return bits_as<Vector<T, N>>(raw);
 }
 
 /// The same for memory that is not read again soon: it leaves the caches first.
