@@ -21,7 +21,6 @@ mod copy;
 mod counts;
 pub mod cublas;
 mod device;
-mod divider;
 pub mod driver;
 mod error;
 mod foreign;

@@ -9,6 +9,8 @@ mod edges;
 mod forward;
 mod harness;
 mod numerics;
+mod parts;
 mod ranks;
 mod reference;
+mod rounding;
 mod running;
