@@ -200,8 +200,8 @@ fn batches_that_are_not_committed_leave_the_counters_at_zero() {
     // Many blocks keep something, and a reduction of many parts shares their counter.
     let good = Case { offset: 0, ..Case::random(2, shape(20_000, 70, 1, true), DType::F32) };
     let expected = good.forward(&gpu, None);
-    for round in 0..3 {
-        syncbn_fake_cuda::set_order(ORDERS[round]);
+    for order in ORDERS {
+        syncbn_fake_cuda::set_order(order);
         let slots = slot_of(1, &[0.0; 70], &[0.0; 70], DType::F64);
         let mut running = Running::new(&gpu, DType::F32, 70, 7);
         let messages = gpu.upload(&slots);
@@ -225,7 +225,7 @@ fn batches_that_are_not_committed_leave_the_counters_at_zero() {
         .unwrap();
         assert_eq!(gpu.synchronize().unwrap_err().code(), Code::TooFewValues);
         assert_eq!(running.read(&gpu).2, 7.0);
-        assert!(good.forward(&gpu, Some((&mut running, Some(0.5)))) == expected, "round {round}");
+        assert!(good.forward(&gpu, Some((&mut running, Some(0.5)))) == expected, "order {order}");
         assert_eq!(running.read(&gpu).2, 8.0);
     }
 }
