@@ -53,13 +53,13 @@ __device__ __forceinline__ void apply(const BackwardApplyParams<T>& p, Gradient<
   using A = Accumulate<T>;
   constexpr int U = UNROLL<V * sizeof(T)> / 2;  // two tensors
   const Place place(p.layout, true);
-  Cursor<CHANNELS> loads(p.layout, place), stores = loads;
+  Walk<V, CHANNELS, U, CHANNELS == 1 && U <= 4> walk(Cursor<CHANNELS>(p.layout, place));
   Vector<T, V> x[U], dy[U];
   u32 index = place.lane, valid;
   const auto load = [&]() {
     valid = values_left<U>(index, place, p.layout.lanes);
     for_valid<U>(valid, [&](int j) {
-      const u64 offset = loads.next(p.layout) * V;
+      const u64 offset = walk.load(p.layout, j);
       if (BATCH_STATISTICS) x[j] = load_vector_once<V>(p.input + offset);
       dy[j] = load_vector_once<V>(p.grad_output + offset);
     });
@@ -77,7 +77,7 @@ __device__ __forceinline__ void apply(const BackwardApplyParams<T>& p, Gradient<
         dy[j].at[v] = from_accumulate<T>(of.scale * value);
       }
     }
-    for_valid<U>(valid, [&](int j) { store_vector(p.grad_input + stores.next(p.layout) * V, dy[j]); });
+    for_valid<U>(valid, [&](int j) { store_vector(p.grad_input + walk.store(p.layout, j), dy[j]); });
     index += U * p.layout.lanes;
   }
 }

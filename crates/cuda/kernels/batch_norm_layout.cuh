@@ -33,11 +33,13 @@ struct Layout {
   u64 step_offset;   // from a value to the one `lanes` further on, within a plane
   u64 wrap_offset;   // added to it at the end of a plane
   u32 step_spatial;  // lanes % spatial
+  u32 plane;         // spatial, or 2^30 where it is more: such a plane does not end twice within a part
   u32 log_width;
   u32 lanes;
   u32 parts;
   u32 group;  // parts whose numbers come together before those of all
   u32 channels;
+  u32 unused;
 
   __device__ __forceinline__ u32 width() const { return 1u << log_width; }
 };
@@ -91,10 +93,7 @@ __device__ __forceinline__ void for_block_channels(const Layout& layout, u32 til
 /// The offsets of a thread's values, one after the other.
 template <int CHANNELS> struct Cursor {
   u64 offset;
-  i32 left;  // values of the plane from here on
-
-  /// A longer plane does not end within a part, nor does the one after it.
-  static constexpr u64 LONG = 1u << 30;
+  i32 left;  // values of the plane from here on, or 2^30 where it is more
 
   __device__ __forceinline__ Cursor(const Layout& layout, const Place& place) {
     const u64 value = place.first + place.lane;
@@ -107,7 +106,7 @@ template <int CHANNELS> struct Cursor {
     const u64 sample = narrow ? static_cast<u32>(value) / static_cast<u32>(layout.spatial) : value / layout.spatial;
     const u64 position = value - sample * layout.spatial;
     offset = (sample * layout.columns + place.column) * layout.spatial + position;
-    left = static_cast<i32>(lesser(layout.spatial - position, LONG));
+    left = static_cast<i32>(lesser(layout.spatial - position, static_cast<u64>(1u << 30)));
   }
 
   /// The offset of this value, in vectors; the cursor goes on to the value `lanes` further.
@@ -117,10 +116,29 @@ template <int CHANNELS> struct Cursor {
     if (CHANNELS > 1) return here;
     left -= static_cast<i32>(layout.step_spatial);
     if (left <= 0) {
-      left += static_cast<i32>(lesser(layout.spatial, LONG));
+      left += static_cast<i32>(layout.plane);
       offset += layout.wrap_offset;
     }
     return here;
+  }
+};
+
+/// The offsets of U values that are loaded and then stored, in elements, U after U. They are KEPT where registers allow;
+/// else they are found again, which takes as many instructions as at first.
+template <int V, int CHANNELS, int U, bool KEPT> struct Walk {
+  Cursor<CHANNELS> loads, stores;
+  u64 kept[U];
+
+  __device__ __forceinline__ explicit Walk(const Cursor<CHANNELS>& start) : loads(start), stores(start) {}
+
+  __device__ __forceinline__ u64 load(const Layout& layout, int j) {
+    const u64 offset = loads.next(layout) * V;
+    if (KEPT) kept[j] = offset;
+    return offset;
+  }
+
+  __device__ __forceinline__ u64 store(const Layout& layout, int j) {
+    return KEPT ? kept[j] : stores.next(layout) * V;
   }
 };
 

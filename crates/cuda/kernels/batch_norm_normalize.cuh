@@ -136,18 +136,18 @@ __device__ __forceinline__ void normalize(const NormalizeParams<T>& p) {
   Affine<A> affine[CHANNELS];
   const u32 column = place.block_column(p.layout);
   for (int c = 0; c < CHANNELS; c++) affine[c] = shared[column * CHANNELS + c];
-  Cursor<CHANNELS> loads = start, stores = start;
+  Walk<V, CHANNELS, U, CHANNELS == 1 && (V == 1 || U <= 4)> walk(start);
   ROLLED for (u32 index = place.lane; index < place.length; index += U * p.layout.lanes) {
     const u32 valid = values_left<U>(index, place, p.layout.lanes);
     Vector<T, V> x[U];
-    for_valid<U>(valid, [&](int j) { x[j] = load_vector_once<V>(p.input + loads.next(p.layout) * V); });
+    for_valid<U>(valid, [&](int j) { x[j] = load_vector_once<V>(p.input + walk.load(p.layout, j)); });
     for (int j = 0; j < U; j++) {
       for (int v = 0; v < V; v++) {
         const Affine<A>& of = affine[CHANNELS == 1 ? 0 : v];
         x[j].at[v] = from_accumulate<T>(multiply_add(to_accumulate(x[j].at[v]) - of.mean, of.scale, of.shift));
       }
     }
-    for_valid<U>(valid, [&](int j) { store_vector(p.output + stores.next(p.layout) * V, x[j]); });
+    for_valid<U>(valid, [&](int j) { store_vector(p.output + walk.store(p.layout, j), x[j]); });
   }
 }
 

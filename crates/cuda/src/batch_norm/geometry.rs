@@ -28,6 +28,8 @@ const FEW_BLOCKS: usize = 128;
 const LEAST_ITERATIONS: usize = 2;
 /// Values of a part at most, so that 32 bits index and count them.
 const MOST_VALUES: usize = 1 << 28;
+/// Values of a plane that a cursor counts: a part is shorter than that.
+const LONG_PLANE: usize = 1 << 30;
 /// Blocks in the second dimension of a grid at most.
 const MOST_PARTS: usize = 65535;
 
@@ -45,14 +47,16 @@ pub(super) struct Layout {
     step_offset: u64,
     wrap_offset: u64,
     step_spatial: u32,
+    plane: u32,
     log_width: u32,
     lanes: u32,
     parts: u32,
     group: u32,
     channels: u32,
+    unused: u32,
 }
 
-const _: () = assert!(size_of::<Layout>() == 72);
+const _: () = assert!(size_of::<Layout>() == 80);
 
 impl Layout {
     /// Groups of parts.
@@ -224,11 +228,13 @@ impl Plan {
             step_offset: (lanes / spatial * columns * spatial + lanes % spatial) as u64,
             wrap_offset: ((columns - 1) * spatial) as u64,
             step_spatial: (lanes % spatial) as u32,
+            plane: spatial.min(LONG_PLANE) as u32,
             log_width: width.ilog2(),
             lanes: lanes as u32,
             parts: parts as u32,
             group: group(parts, lanes / vectors.channels()) as u32,
             channels: shape.channels as u32,
+            unused: 0,
         };
         let threads = (width * lanes) as u32;
         let config = LaunchConfig { grid: (tiles as u32, parts as u32, 1), block: (threads, 1, 1), shared_bytes: 0 };
@@ -312,9 +318,6 @@ mod tests {
         BatchNormShape { batch, channels, spatial, channels_last: channels_last || spatial == 1 }
     }
 
-    /// `Cursor::LONG` of the kernels.
-    const LONG: u64 = 1 << 30;
-
     /// Follows the kernels' cursors and counts how often each element is visited.
     fn visits(shape: BatchNormShape, dtype: DType) -> Vec<u32> {
         let Plan { layout, config, .. } = Plan::new("test", shape, dtype, &[0]).unwrap();
@@ -329,7 +332,7 @@ mod tests {
                 let first = part * layout.chunk;
                 let length = layout.chunk.min(layout.values - first);
                 let (sample, position) = ((first + lane) / layout.spatial, (first + lane) % layout.spatial);
-                let mut left = (layout.spatial - position).min(LONG);
+                let mut left = (layout.spatial - position).min(LONG_PLANE as u64);
                 let mut offset = (sample * layout.columns + column) * layout.spatial + position;
                 let mut index = lane;
                 while index < length {
@@ -339,7 +342,7 @@ mod tests {
                     if left > u64::from(layout.step_spatial) {
                         left -= u64::from(layout.step_spatial);
                     } else {
-                        left = left + layout.spatial.min(LONG) - u64::from(layout.step_spatial);
+                        left = left + u64::from(layout.plane) - u64::from(layout.step_spatial);
                         offset += layout.wrap_offset;
                     }
                     index += u64::from(layout.lanes);
@@ -410,7 +413,7 @@ mod tests {
     fn long_planes_wrap_where_a_cursor_counts_no_further() {
         for (batch, spatial) in [(3, 1 << 30), (2, (1 << 30) + 8), (5, 1 << 33)] {
             let Plan { layout, .. } = Plan::new("test", shape(batch, 2, spatial, false), DType::F16, &[0]).unwrap();
-            assert!(layout.chunk + u64::from(layout.lanes) * 16 < LONG, "a part that a cursor can walk: {layout:?}");
+            assert!(layout.chunk + u64::from(layout.lanes) * 16 < LONG_PLANE as u64, "a part that a cursor can walk: {layout:?}");
         }
     }
 
