@@ -2,7 +2,7 @@
 // constants.
 #pragma once
 
-#include "batch_norm_layout.cuh"
+#include "batch_norm_cursor.cuh"
 #include "batch_norm_slot.cuh"
 
 namespace batch_norm {

@@ -1,8 +1,10 @@
 // This rank's Σdy and Σdy·(x − mean) of every channel, and the gradients of weight and bias, which are these sums.
 #pragma once
 
+#include "batch_norm_cursor.cuh"
 #include "batch_norm_reduce.cuh"
 #include "batch_norm_slot.cuh"
+#include "batch_norm_sums.cuh"
 
 namespace batch_norm {
 

@@ -3,6 +3,7 @@
 
 #include "batch_norm_double_backward.cuh"
 #include "batch_norm_reduce.cuh"
+#include "batch_norm_sums.cuh"
 
 namespace batch_norm {
 

@@ -6,7 +6,7 @@
 // of those blocks, when all have read it.
 #pragma once
 
-#include "batch_norm_layout.cuh"
+#include "batch_norm_cursor.cuh"
 #include "batch_norm_moments.cuh"
 
 namespace batch_norm {

@@ -13,36 +13,6 @@
 
 namespace batch_norm {
 
-/// Plain sums.
-template <class A, int ROWS_, int CHANNELS> struct Sums {
-  using Total = Sums<double, ROWS_, 1>;
-  static constexpr int ROWS = ROWS_;
-  A rows[ROWS][CHANNELS];
-
-  __device__ __forceinline__ void merge(const Sums& other) {
-    for (int row = 0; row < ROWS; row++) {
-      for (int c = 0; c < CHANNELS; c++) rows[row][c] += other.rows[row][c];
-    }
-  }
-
-  __device__ __forceinline__ Sums from_lane(u32 distance) const {
-    Sums of;
-    for (int row = 0; row < ROWS; row++) {
-      for (int c = 0; c < CHANNELS; c++) of.rows[row][c] = __shfl_down_sync(FULL_WARP, rows[row][c], distance);
-    }
-    return of;
-  }
-
-  __device__ __forceinline__ void set_count(u64) {}
-
-  /// Those of channel `c`.
-  __device__ __forceinline__ Total total(int c) const {
-    Total of{};
-    for (int row = 0; row < ROWS; row++) of.rows[row][0] = static_cast<double>(rows[row][c]);
-    return of;
-  }
-};
-
 /// Leaves in each thread t below `width` what the threads t, t + width, … below `threads` have together: t takes in
 /// t + n/2, n halving. All are powers of two. `shared` has room for half of the threads. All threads of the block take
 /// part.
@@ -76,6 +46,9 @@ struct Finisher {
         lane(threadIdx.x / width),
         lanes(blockDim.x / width),
         inside(channel < layout.channels) {}
+
+  /// Whether the thread has the total in the end.
+  __device__ __forceinline__ bool finishes() const { return inside && threadIdx.x < width; }
 };
 
 /// This thread's share of what `count` blocks from `first` on have stored for its channel, each about `span` elements of
@@ -114,6 +87,47 @@ __device__ __forceinline__ Total reduce_stored(const Layout& layout, const Finis
   return total;
 }
 
+/// Gives the threads below at.width the totals of the lanes' leaders, where one of these has several channels.
+template <int CHANNELS, class Value>
+__device__ __forceinline__ typename Value::Total share_out(const Value& mine, const Finisher& at, bool leads,
+                                                           typename Value::Total* shared) {
+  if constexpr (CHANNELS == 1) return mine.total(0);
+  __syncthreads();  // what was there before has been read
+  for (int c = 0; leads && c < CHANNELS; c++) shared[threadIdx.x * CHANNELS + c] = mine.total(c);
+  __syncthreads();
+  return at.finishes() ? shared[threadIdx.x] : typename Value::Total{};
+}
+
+/// Writes the part's numbers, those of a column in one thread.
+template <int CHANNELS, class Value, class A>
+__device__ __forceinline__ void store_part(const Value& mine, const Layout& layout, const Place& place, A* of_parts) {
+  for (int row = 0; row < Value::ROWS; row++) {
+    Vector<A, CHANNELS> numbers;
+    for (int c = 0; c < CHANNELS; c++) numbers.at[c] = mine.rows[row][c];
+    const u64 to = (static_cast<u64>(place.part) * Value::ROWS + row) * layout.channels + place.column * CHANNELS;
+    store_vector(of_parts + to, numbers);
+  }
+}
+
+/// Brings the parts together once this one is stored: whether this block is the last of all, which has the `total`.
+template <class Total, class A>
+__device__ __forceinline__ bool meet(const Layout& layout, const Place& place, const Finisher& at, double* of_groups,
+                                     const A* of_parts, u32* counters, u32 per_value, Total* shared, Total& total) {
+  const u32 groups = layout.groups(), group = place.part / layout.group;
+  const u32 first = group * layout.group, count = lesser(layout.group, layout.parts - first);
+  const u64 span = layout.chunk * per_value, elements = layout.values * per_value;
+  counters += place.tile * (groups + 1);
+  if (!last_to_arrive(counters + group, count)) return false;
+  total = reduce_stored(layout, at, shared, of_parts, first, count, span, elements);
+  if (groups == 1) return true;
+  for (int row = 0; at.finishes() && row < Total::ROWS; row++) {
+    of_groups[(static_cast<u64>(group) * Total::ROWS + row) * layout.channels + at.channel] = total.rows[row][0];
+  }
+  if (!last_to_arrive(counters + groups, groups)) return false;
+  total = reduce_stored(layout, at, shared, of_groups, 0, groups, span * layout.group, elements);
+  return true;
+}
+
 /// Reduces `mine` over the lanes and parts of the column and calls finish(channel, total), once for each channel, in a
 /// thread of one block. CHANNELS is that of the vectors and `per_value` the elements of a channel in each. `memory` is
 /// what Plan::scratch makes: doubles of the groups, if there are several, and then the parts' numbers. All threads of
@@ -122,46 +136,23 @@ template <int CHANNELS, class A, class Value, class Finish>
 __device__ __forceinline__ void reduce_column(Value& mine, const Layout& layout, const Place& place, void* memory,
                                               u32* counters, u32 per_value, const Finish& finish) {
   using Total = typename Value::Total;
-  constexpr int ROWS = Value::ROWS;
-  constexpr u64 SHARED = greater(BLOCK_THREADS / 2 * greater(sizeof(Value), sizeof(Total)), BLOCK_CHANNELS * sizeof(Total));
-  __shared__ u64 shared[SHARED / sizeof(u64)];
+  constexpr auto OF_THREADS = BLOCK_THREADS / 2 * greater(sizeof(Value), sizeof(Total));
+  __shared__ u64 shared[greater(OF_THREADS, BLOCK_CHANNELS * sizeof(Total)) / sizeof(u64)];
   Total* totals = reinterpret_cast<Total*>(shared);
   reduce_threads(mine, reinterpret_cast<Value*>(shared), blockDim.x, layout.width());
   const Finisher at(layout, place.tile, CHANNELS);
   const bool leads = place.inside && place.lane == 0;
   Total total;
   if (layout.parts == 1) {
-    total = mine.total(0);
-    if (CHANNELS > 1) {
-      __syncthreads();  // the lanes have read it
-      for (int c = 0; leads && c < CHANNELS; c++) totals[threadIdx.x * CHANNELS + c] = mine.total(c);
-      __syncthreads();
-      if (threadIdx.x < at.width && at.inside) total = totals[threadIdx.x];
-    }
+    total = share_out<CHANNELS>(mine, at, leads, totals);
   } else {
-    const u32 groups = (layout.parts + layout.group - 1) / layout.group, group = place.part / layout.group;
-    const u32 first = group * layout.group, count = lesser(layout.group, layout.parts - first);
+    const u64 groups = layout.groups();
     double* of_groups = static_cast<double*>(memory);
-    A* of_parts = reinterpret_cast<A*>(of_groups + (groups > 1 ? static_cast<u64>(groups) * ROWS * layout.channels : 0));
-    for (int row = 0; leads && row < ROWS; row++) {
-      Vector<A, CHANNELS> numbers;
-      for (int c = 0; c < CHANNELS; c++) numbers.at[c] = mine.rows[row][c];
-      const u64 to = (static_cast<u64>(place.part) * ROWS + row) * layout.channels + place.column * CHANNELS;
-      store_vector(of_parts + to, numbers);
-    }
-    counters += place.tile * (groups + 1);
-    if (!last_to_arrive(counters + group, count)) return;
-    const u64 span = layout.chunk * per_value, elements = layout.values * per_value;
-    total = reduce_stored(layout, at, totals, of_parts, first, count, span, elements);
-    if (groups > 1) {
-      for (int row = 0; threadIdx.x < at.width && at.inside && row < ROWS; row++) {
-        of_groups[(static_cast<u64>(group) * ROWS + row) * layout.channels + at.channel] = total.rows[row][0];
-      }
-      if (!last_to_arrive(counters + groups, groups)) return;
-      total = reduce_stored(layout, at, totals, of_groups, 0, groups, span * layout.group, elements);
-    }
+    A* of_parts = reinterpret_cast<A*>(of_groups + (groups > 1 ? groups * Value::ROWS * layout.channels : 0));
+    if (leads) store_part<CHANNELS>(mine, layout, place, of_parts);
+    if (!meet(layout, place, at, of_groups, of_parts, counters, per_value, totals, total)) return;
   }
-  if (threadIdx.x < at.width && at.inside) finish(at.channel, total);
+  if (at.finishes()) finish(at.channel, total);
 }
 
 }  // namespace batch_norm

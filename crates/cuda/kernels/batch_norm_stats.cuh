@@ -4,6 +4,7 @@
 // the moments of the handful of values it holds in registers, about their own mean, and merges them into its own.
 #pragma once
 
+#include "batch_norm_cursor.cuh"
 #include "batch_norm_moments.cuh"
 #include "batch_norm_reduce.cuh"
 

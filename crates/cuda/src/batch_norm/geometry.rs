@@ -413,7 +413,10 @@ mod tests {
     fn long_planes_wrap_where_a_cursor_counts_no_further() {
         for (batch, spatial) in [(3, 1 << 30), (2, (1 << 30) + 8), (5, 1 << 33)] {
             let Plan { layout, .. } = Plan::new("test", shape(batch, 2, spatial, false), DType::F16, &[0]).unwrap();
-            assert!(layout.chunk + u64::from(layout.lanes) * 16 < LONG_PLANE as u64, "a part that a cursor can walk: {layout:?}");
+            assert!(
+                layout.chunk + u64::from(layout.lanes) * 16 < LONG_PLANE as u64,
+                "a part that a cursor can walk: {layout:?}"
+            );
         }
     }
 
