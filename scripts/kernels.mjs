@@ -6,8 +6,9 @@
  *   node scripts/kernels.mjs check --if-possible          says so, and passes, where there is no compiler; not in CI
  *
  * Checked are: that the PTX is what nvcc makes of the sources, byte for byte; that ptxas assembles it for every
- * architecture it knows, without spilling registers; and that every entry point has the one parameter that the Rust
- * side passes (`cargo xtask kernel-table`), and no other exists.
+ * architecture it knows, without spilling registers; that tensors are moved in whole vectors and nothing in bytes; and
+ * that every entry point has the one parameter that the Rust side passes (`cargo xtask kernel-table`), and no other
+ * exists.
  *
  * The compiler comes from the wheels in nvcc-requirements.txt and is kept in target/nvcc. SYNCBN_NVCC names another
  * nvcc, with ptxas beside it. The last line of a check that passed is `kernels: N entries, N architectures, ok`.
@@ -19,6 +20,7 @@ import { architectures, assembleAll } from './kernels/assembler.mjs'
 import { compileAll, entries, KERNELS } from './kernels/compiler.mjs'
 import { compareEntries, rustTable } from './kernels/table.mjs'
 import { MissingToolchain, toolchain } from './kernels/toolchain.mjs'
+import { checkVectors } from './kernels/vectors.mjs'
 import { main, root, StepError } from './steps.mjs'
 
 const PTX = join(root, 'crates', 'cuda', 'ptx')
@@ -53,6 +55,10 @@ async function check({ everyKernel }) {
   const { problems: refused, registers } = await assembleAll(tools, texts, targets)
   problems.push(...report(refused))
   say(registersTable(registers, targets, everyKernel))
+  say('== tensors move in vectors')
+  const { problems: scattered, checked } = checkVectors(texts)
+  problems.push(...report(scattered))
+  say(`${checked} entries`)
   say('== entry points are those of the Rust side')
   const found = [...texts].flatMap(([name, text]) => entries(name, text))
   problems.push(...report(compareEntries(found, await rustTable())))

@@ -2,7 +2,7 @@
 // group's count, s = invstd, xmu = x − mean and G the gradient that arrives at dx.
 #pragma once
 
-#include "batch_norm_layout.cuh"
+#include "batch_norm_cursor.cuh"
 #include "batch_norm_slot.cuh"
 
 namespace batch_norm {

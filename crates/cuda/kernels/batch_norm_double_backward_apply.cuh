@@ -69,12 +69,12 @@ __device__ __forceinline__ Formula<double> formula(const DoubleBackwardApplyPara
 template <class T>
 __device__ __forceinline__ void double_backward_apply(const DoubleBackwardApplyParams<T>& p) {
   using A = Accumulate<T>;
-  __shared__ Formula<A> formulas[BLOCK_COLUMNS];
+  __shared__ Formula<A> formulas[BLOCK_CHANNELS];
   const Layout& layout = p.inputs.layout;
   for_block_channels<1>(layout, block_tile(true), [&](u64 channel, u32 i) {
     const Formula<double> exact = formula(p, channel);
     formulas[i] = exact.template to<A>();
-    if (block_part(true) != 0 || p.grad_weight == nullptr) return;
+    if (!block_is_early() || p.grad_weight == nullptr) return;
     const double* local = p.local_sums + channel;
     const u64 channels = layout.channels;
     const double grad_weight = exact.to_weight(local[0], local[channels], local[2 * channels]);
@@ -84,7 +84,7 @@ __device__ __forceinline__ void double_backward_apply(const DoubleBackwardApplyP
   if (!place.inside) return;
   const Formula<A> of = formulas[place.block_column(layout)];
   const SplitMean<A> mean(load_entry(p.inputs.kept, layout.channels, place.column).mean);
-  Cursor cursor(layout, place);
+  Cursor<1> cursor(layout, place);
   for (u32 index = place.lane; index < place.length; index += layout.lanes) {
     const u64 offset = cursor.next(layout);
     const Element<A> element = load_element(p.inputs, offset, mean);

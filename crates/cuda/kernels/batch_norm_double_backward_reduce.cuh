@@ -3,6 +3,7 @@
 
 #include "batch_norm_double_backward.cuh"
 #include "batch_norm_reduce.cuh"
+#include "batch_norm_sums.cuh"
 
 namespace batch_norm {
 
@@ -10,7 +11,7 @@ template <class T> struct DoubleBackwardReduceParams {
   DoubleBackwardInputs<T> inputs;
   double* sums;        // GROUP_ROWS
   double* local_sums;  // LOCAL_ROWS
-  Accumulate<T>* partials;
+  void* memory;        // of reduce_column
   u32* counters;
 };
 
@@ -22,7 +23,7 @@ __device__ __forceinline__ void double_backward_reduce(const DoubleBackwardReduc
   Sums<A, 5, 1> mine{};  // Σdy, Σdy·xmu, ΣG, ΣG·xmu, ΣG·dy
   if (place.inside) {
     const SplitMean<A> mean(load_entry(p.inputs.kept, layout.channels, place.column).mean);
-    Cursor cursor(layout, place);
+    Cursor<1> cursor(layout, place);
     for (u32 index = place.lane; index < place.length; index += layout.lanes) {
       const Element<A> of = load_element(p.inputs, cursor.next(layout), mean);
       const A terms[5] = {of.dy, of.dy * of.xmu, of.g, of.g * of.xmu, of.g * of.dy};
@@ -40,7 +41,7 @@ __device__ __forceinline__ void double_backward_reduce(const DoubleBackwardReduc
     for (int row = 0; row < GROUP_ROWS; row++) p.sums[row * channels + channel] = group[row];
     for (int row = 0; row < LOCAL_ROWS; row++) p.local_sums[row * channels + channel] = local[row];
   };
-  reduce_column<1>(mine, layout, place, p.partials, p.counters, 1, finish);
+  reduce_column<1, A>(mine, layout, place, p.memory, p.counters, 1, finish);
 }
 
 }  // namespace batch_norm

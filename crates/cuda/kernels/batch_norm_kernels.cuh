@@ -13,21 +13,23 @@
 #include "batch_norm_stats.cuh"
 
 /// The entry point batch_norm_OP_SUFFIX of `op<T, …>(const Params<T>&)`.
-#define BATCH_NORM_KERNEL(op, Params, suffix, T, ...)                                  \
-  KERNEL(batch_norm_##op##_##suffix, batch_norm::Params<T>, batch_norm::BLOCK_THREADS, \
-         batch_norm::op<T, ##__VA_ARGS__>(p))
+#define BATCH_NORM_KERNEL(op, Params, suffix, blocks, T, ...)                                            \
+  KERNEL_OF_BLOCKS(batch_norm_##op##_##suffix, batch_norm::Params<T>, batch_norm::BLOCK_THREADS, blocks, \
+                   batch_norm::op<T, ##__VA_ARGS__>(p))
 
-#define BATCH_NORM_VECTORS(suffix, T, V, CHANNELS)                                 \
-  BATCH_NORM_KERNEL(stats, StatsParams, suffix, T, V, CHANNELS)                    \
-  BATCH_NORM_KERNEL(normalize, NormalizeParams, suffix, T, V, CHANNELS)            \
-  BATCH_NORM_KERNEL(backward_reduce, BackwardReduceParams, suffix, T, V, CHANNELS) \
-  BATCH_NORM_KERNEL(backward_apply, BackwardApplyParams, suffix, T, V, CHANNELS)
+/// Four blocks on a multiprocessor, 64 registers for a thread: twice what saturates memory. `stats_blocks` are those of
+/// the statistics.
+#define BATCH_NORM_VECTORS(suffix, stats_blocks, T, V, CHANNELS)                      \
+  BATCH_NORM_KERNEL(stats, StatsParams, suffix, stats_blocks, T, V, CHANNELS)         \
+  BATCH_NORM_KERNEL(normalize, NormalizeParams, suffix, 4, T, V, CHANNELS)            \
+  BATCH_NORM_KERNEL(backward_reduce, BackwardReduceParams, suffix, 4, T, V, CHANNELS) \
+  BATCH_NORM_KERNEL(backward_apply, BackwardApplyParams, suffix, 4, T, V, CHANNELS)
 
-#define BATCH_NORM_PLANES(dtype, T, V) BATCH_NORM_VECTORS(planes_##dtype##_v##V, T, V, 1)
-#define BATCH_NORM_ROWS(dtype, T, V) BATCH_NORM_VECTORS(rows_##dtype##_v##V, T, V, V)
+#define BATCH_NORM_PLANES(dtype, T, V) BATCH_NORM_VECTORS(planes_##dtype##_v##V, 4, T, V, 1)
+#define BATCH_NORM_ROWS(dtype, T, V, stats_blocks) BATCH_NORM_VECTORS(rows_##dtype##_v##V, stats_blocks, T, V, V)
 
 /// Single elements, and what is rare enough to have no vectors.
-#define BATCH_NORM_SINGLE(dtype, T)                                               \
-  BATCH_NORM_VECTORS(dtype##_v1, T, 1, 1)                                         \
-  BATCH_NORM_KERNEL(double_backward_reduce, DoubleBackwardReduceParams, dtype, T) \
-  BATCH_NORM_KERNEL(double_backward_apply, DoubleBackwardApplyParams, dtype, T)
+#define BATCH_NORM_SINGLE(dtype, T)                                                  \
+  BATCH_NORM_VECTORS(dtype##_v1, 4, T, 1, 1)                                         \
+  BATCH_NORM_KERNEL(double_backward_reduce, DoubleBackwardReduceParams, dtype, 4, T) \
+  BATCH_NORM_KERNEL(double_backward_apply, DoubleBackwardApplyParams, dtype, 4, T)

@@ -67,6 +67,15 @@ template <class A, int CHANNELS> struct Moments {
     rows[2][c] = spread.m2;
   }
 
+  __device__ __forceinline__ Moments from_lane(u32 distance) const {
+    Moments of;
+    for (int row = 0; row < ROWS; row++) {
+      for (int c = 0; c < CHANNELS; c++) of.rows[row][c] = __shfl_down_sync(FULL_WARP, rows[row][c], distance);
+    }
+    of.count = __shfl_down_sync(FULL_WARP, count, distance);
+    return of;
+  }
+
   __device__ __forceinline__ void set_count(u64 values) { count = values; }
 
   /// Those of channel `c`.
@@ -90,11 +99,7 @@ __device__ __forceinline__ Moments<double, 1> merge_slots(const u64* slots, u32 
     Moments<double, 1> other{};
     const u32 rank = lane * run + step;
     if (step >= run) {
-      const u32 distance = 1u << (step - run);
-      for (int row = 0; row < mine.ROWS; row++) {
-        other.rows[row][0] = __shfl_down_sync(FULL_WARP, mine.rows[row][0], distance);
-      }
-      other.count = __shfl_down_sync(FULL_WARP, mine.count, distance);
+      other = mine.from_lane(1u << (step - run));
     } else if (rank < world_size) {
       const SlotEntry entry = load_entry(slots + rank * slot_words(channels), channels, channel);
       other = {{{entry.mean}, {0.0}, {entry.second}}, entry.count};

@@ -1,11 +1,12 @@
 // y = weight·(x − mean)·invstd + bias, after the messages of all ranks have been merged; the statistics backward needs,
 // and the running statistics.
 //
-// Every block merges what it needs of the messages: that costs less than a kernel of its own. Part 0 of each column
-// writes what is kept. A number of batches is counted by the last of those blocks, when all have read it.
+// Every block merges what it needs of the messages: that costs less than a kernel of its own, and its first elements are
+// on their way meanwhile. The earliest block of each tile writes what is kept. A number of batches is counted by the last
+// of those blocks, when all have read it.
 #pragma once
 
-#include "batch_norm_layout.cuh"
+#include "batch_norm_cursor.cuh"
 #include "batch_norm_moments.cuh"
 
 namespace batch_norm {
@@ -49,6 +50,10 @@ __device__ __forceinline__ void update_running(void* running, u32 dtype, u32 cha
 }
 
 /// Whether the running statistics take in a batch of so many values.
+///
+/// Blocks ask for themselves. The host clears the word from another stream when it reports an error, so a batch that
+/// runs at that moment, behind the error, may reach the statistics of some channels alone; what is never half done is
+/// the arrival of blocks in count_batch.
 template <class T> __device__ __forceinline__ bool commits(const NormalizeParams<T>& p, u64 count) {
   return p.running_mean != nullptr && count > 1 && *p.status == 0;
 }
@@ -101,48 +106,48 @@ __device__ __forceinline__ void merge_messages(const NormalizeParams<T>& p, bool
   }
 }
 
-/// Counts the batch when every block that keeps something has come so far.
+/// Counts the batch when every block that keeps something has come so far. All of them arrive, whatever they saw of the
+/// status word: a counter that some leave out would stay above 0, and later reductions would end early.
 template <class T> __device__ __forceinline__ void count_batch(const NormalizeParams<T>& p, u64 count) {
-  if (p.batches_tracked == nullptr || !commits(p, count)) return;
+  if (p.batches_tracked == nullptr) return;
   __threadfence();  // this block has read the number before it arrives
-  if (atomicInc(p.counters, gridDim.x - 1) == gridDim.x - 1) {
-    __threadfence();
-    *p.batches_tracked += 1;
-  }
+  if (atomicInc(p.counters, gridDim.x - 1) != gridDim.x - 1) return;
+  __threadfence();
+  if (commits(p, count)) *p.batches_tracked += 1;
 }
 
 template <class T, int V, int CHANNELS>
 __device__ __forceinline__ void normalize(const NormalizeParams<T>& p) {
   using A = Accumulate<T>;
-  constexpr int U = lesser(UNROLL<V * sizeof(T), CHANNELS>, 12);
+  constexpr int U = lesser(UNROLL<V * sizeof(T)>, 8);
   __shared__ Affine<A> shared[BLOCK_CHANNELS];
   __shared__ u64 count;
-  const bool keeps = p.world_size > 0 && block_part(true) == 0;
-  merge_messages(p, keeps, p.layout.width.divisor * CHANNELS, shared, &count);
+  const Place place(p.layout, true);
+  const Cursor<CHANNELS> start(p.layout, place);
+  Cursor<CHANNELS> ahead = start;
+  for (int j = 0; j < U; j++) {
+    const u64 offset = ahead.next(p.layout) * V;
+    if (place.lane + j * p.layout.lanes < place.length) prefetch(p.input + offset);
+  }
+  const bool keeps = p.world_size > 0 && block_is_early();
+  merge_messages(p, keeps, p.layout.width() * CHANNELS, shared, &count);
   __syncthreads();
   if (keeps && threadIdx.x == 0) count_batch(p, count);
-  const Place place(p.layout, true);
-  if (!place.inside) return;
   Affine<A> affine[CHANNELS];
   const u32 column = place.block_column(p.layout);
   for (int c = 0; c < CHANNELS; c++) affine[c] = shared[column * CHANNELS + c];
-  Cursor cursor(p.layout, place);
+  Walk<V, CHANNELS, U, CHANNELS == 1 && (V == 1 || U <= 4)> walk(start);
   ROLLED for (u32 index = place.lane; index < place.length; index += U * p.layout.lanes) {
-    Vector<T, V> loaded[U];
-    Cursor stores = cursor;
-    for (int j = 0; j < U; j++) {
-      const u64 offset = cursor.next(p.layout) * V;
-      if (index + j * p.layout.lanes < place.length) loaded[j] = load_vector_once<V>(p.input + offset);
-    }
+    const u32 valid = values_left<U>(index, place, p.layout.lanes);
+    Vector<T, V> x[U];
+    for_valid<U>(valid, [&](int j) { x[j] = load_vector_once<V>(p.input + walk.load(p.layout, j)); });
     for (int j = 0; j < U; j++) {
       for (int v = 0; v < V; v++) {
         const Affine<A>& of = affine[CHANNELS == 1 ? 0 : v];
-        const A centred = to_accumulate(loaded[j].at[v]) - of.mean;
-        loaded[j].at[v] = from_accumulate<T>(multiply_add(centred, of.scale, of.shift));
+        x[j].at[v] = from_accumulate<T>(multiply_add(to_accumulate(x[j].at[v]) - of.mean, of.scale, of.shift));
       }
-      const u64 offset = stores.next(p.layout) * V;
-      if (index + j * p.layout.lanes < place.length) store_vector(p.output + offset, loaded[j]);
     }
+    for_valid<U>(valid, [&](int j) { store_vector(p.output + walk.store(p.layout, j), x[j]); });
   }
 }
 

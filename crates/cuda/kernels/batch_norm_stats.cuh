@@ -4,6 +4,7 @@
 // the moments of the handful of values it holds in registers, about their own mean, and merges them into its own.
 #pragma once
 
+#include "batch_norm_cursor.cuh"
 #include "batch_norm_moments.cuh"
 #include "batch_norm_reduce.cuh"
 
@@ -12,7 +13,7 @@ namespace batch_norm {
 template <class T> struct StatsParams {
   const T* input;
   u64* slot;  // count, mean[channels], M2[channels]
-  Accumulate<T>* partials;
+  void* memory;  // of reduce_column
   u32* counters;
   u64 count;
   Layout layout;
@@ -57,18 +58,18 @@ __device__ __forceinline__ void take(Moments<Accumulate<T>, CHANNELS>& mine, u32
 template <class T, int V, int CHANNELS>
 __device__ __forceinline__ Moments<Accumulate<T>, CHANNELS> thread_moments(const StatsParams<T>& p,
                                                                            const Place& place) {
-  constexpr int U = UNROLL<V * sizeof(T), CHANNELS>;
+  constexpr int U = UNROLL<V * sizeof(T)>;
   const u32 lanes = p.layout.lanes;
   Moments<Accumulate<T>, CHANNELS> mine{};
   u32 count = 0;
-  Cursor cursor(p.layout, place);
+  Cursor<CHANNELS> cursor(p.layout, place);
   ROLLED for (u32 index = place.lane; index < place.length; index += U * lanes) {
     Vector<T, V> loaded[U];
-    if (index + (U - 1) * lanes < place.length) {
+    const u32 valid = values_left<U>(index, place, lanes);
+    if (valid == U) {
       for (int j = 0; j < U; j++) loaded[j] = load_vector<V>(p.input + cursor.next(p.layout) * V);
       take<true>(mine, count, loaded, U);
     } else {
-      const u32 valid = values_left<U>(index, place, lanes);
       for (int j = 0; j < U; j++) {
         const u64 offset = cursor.next(p.layout) * V;
         loaded[j] = j < static_cast<int>(valid) ? load_vector<V>(p.input + offset) : Vector<T, V>{};
@@ -84,12 +85,11 @@ template <class T, int V, int CHANNELS> __device__ __forceinline__ void stats(co
   using A = Accumulate<T>;
   const Place place(p.layout, false);
   if (place.tile == 0 && place.part == 0 && threadIdx.x == 0) p.slot[0] = p.count;
-  Moments<A, CHANNELS> mine{};
-  if (place.inside) mine = thread_moments<T, V, CHANNELS>(p, place);
+  Moments<A, CHANNELS> mine = thread_moments<T, V, CHANNELS>(p, place);
   const auto finish = [&](u64 channel, const Moments<double, 1>& total) {
     store_entry(p.slot, p.layout.channels, channel, total.rows[0][0] + total.rows[1][0], total.rows[2][0]);
   };
-  reduce_column<CHANNELS>(mine, p.layout, place, p.partials, p.counters, V / CHANNELS, finish);
+  reduce_column<CHANNELS, A>(mine, p.layout, place, p.memory, p.counters, V / CHANNELS, finish);
 }
 
 }  // namespace batch_norm

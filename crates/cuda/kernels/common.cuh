@@ -27,9 +27,16 @@ typedef unsigned long long u64;
 
 /// Defines the entry point `name`, whose only parameter is the struct `p`, as a call in terms of `p`. Blocks have at
 /// most `threads` threads. Params are multiples of 8 bytes, which makes them equal to their mirrors in Rust.
-#define KERNEL(name, Params, threads, ...)                                                         \
+#define KERNEL(name, Params, threads, ...) KERNEL_BOUNDED(name, Params, __launch_bounds__(threads), __VA_ARGS__)
+
+/// The same for `blocks` on a multiprocessor at least: they share out its registers, which the compiler then uses before
+/// it keeps anything in memory.
+#define KERNEL_OF_BLOCKS(name, Params, threads, blocks, ...) \
+  KERNEL_BOUNDED(name, Params, __launch_bounds__(threads, blocks), __VA_ARGS__)
+
+#define KERNEL_BOUNDED(name, Params, bounds, ...)                                                  \
   static_assert(alignof(Params) == 8 && sizeof(Params) % 8 == 0, "parameters are made of 8 bytes"); \
-  extern "C" __global__ void __launch_bounds__(threads) name(const Params p) { __VA_ARGS__; }       \
+  extern "C" __global__ void bounds name(const Params p) { __VA_ARGS__; }                           \
   REGISTER_KERNEL(name, Params)
 
 // ---------------------------------------------------------------------------------------------- element types
@@ -47,6 +54,14 @@ template <class T> __device__ __forceinline__ T to_accumulate(T value) { return 
 __device__ __forceinline__ float to_accumulate(__half value) { return __half2float(value); }
 __device__ __forceinline__ float to_accumulate(__nv_bfloat16 value) { return __bfloat162float(value); }
 
+/// The nearest bfloat16, ties to even, and the canonical NaN: as __float2bfloat16_rn, which compilers for less than
+/// compute capability 8.0 make of many more instructions, with a branch.
+__device__ __forceinline__ __nv_bfloat16 to_bfloat16(float value) {
+  const u32 bits = __float_as_uint(value);
+  const u32 rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+  return __ushort_as_bfloat16(static_cast<unsigned short>(value == value ? rounded : 0x7fffu));
+}
+
 template <class T> struct FromAccumulate {
   static __device__ __forceinline__ T convert(T value) { return value; }
 };
@@ -54,7 +69,7 @@ template <> struct FromAccumulate<__half> {
   static __device__ __forceinline__ __half convert(float value) { return __float2half_rn(value); }
 };
 template <> struct FromAccumulate<__nv_bfloat16> {
-  static __device__ __forceinline__ __nv_bfloat16 convert(float value) { return __float2bfloat16_rn(value); }
+  static __device__ __forceinline__ __nv_bfloat16 convert(float value) { return to_bfloat16(value); }
 };
 
 /// Rounds to the nearest T.
@@ -83,7 +98,7 @@ template <class A> __device__ __forceinline__ void store_as(void* array, u32 dty
   switch (dtype) {
     case F64: static_cast<double*>(array)[index] = static_cast<double>(value); break;
     case F16: static_cast<__half*>(array)[index] = __float2half_rn(static_cast<float>(value)); break;
-    case BF16: static_cast<__nv_bfloat16*>(array)[index] = __float2bfloat16_rn(static_cast<float>(value)); break;
+    case BF16: static_cast<__nv_bfloat16*>(array)[index] = to_bfloat16(static_cast<float>(value)); break;
     default: static_cast<float*>(array)[index] = static_cast<float>(value); break;
   }
 }
@@ -106,7 +121,8 @@ template <class T, int N> using Raw = typename RawOf<static_cast<int>(sizeof(T))
 /// Elements of T in the widest vector, 16 bytes.
 template <class T> constexpr int VECTOR = 16 / static_cast<int>(sizeof(T));
 
-template <class To, class From> __device__ __forceinline__ To bits_as(const From& from) {
+/// By value: a copy through a reference to memory would be made byte by byte, since memcpy knows of no alignment.
+template <class To, class From> __device__ __forceinline__ To bits_as(From from) {
   static_assert(sizeof(To) == sizeof(From), "the same bits");
   To to;
   memcpy(static_cast<void*>(&to), static_cast<const void*>(&from), sizeof(To));
@@ -115,12 +131,22 @@ template <class To, class From> __device__ __forceinline__ To bits_as(const From
 
 /// N elements from `p`, which is aligned to all of them.
 template <int N, class T> __device__ __forceinline__ Vector<T, N> load_vector(const T* p) {
-  return bits_as<Vector<T, N>>(*reinterpret_cast<const Raw<T, N>*>(p));
+  const Raw<T, N> raw = *reinterpret_cast<const Raw<T, N>*>(p);
+  return bits_as<Vector<T, N>>(raw);
 }
 
 /// The same for memory that is not read again soon: it leaves the caches first.
 template <int N, class T> __device__ __forceinline__ Vector<T, N> load_vector_once(const T* p) {
   return bits_as<Vector<T, N>>(__ldcs(reinterpret_cast<const Raw<T, N>*>(p)));
+}
+
+/// Brings what is at `p` into the second-level cache: a load that will hit it, without a register that waits for it.
+__device__ __forceinline__ void prefetch(const void* p) {
+#ifndef CUDA_SHIM
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(p)));
+#else
+  static_cast<void>(p);
+#endif
 }
 
 /// N elements to `p`, which is aligned to all of them.
@@ -140,20 +166,6 @@ __device__ __forceinline__ double square_root(double value) { return sqrt(value)
 /// that a compiler may fuse with a sum.
 __device__ __forceinline__ float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
 __device__ __forceinline__ double multiply_add(double a, double b, double c) { return fma(a, b, c); }
-
-/// Division of n < 2^31 by an invariant d in 1…2^31−1, as a multiplication: q = (⌊n·multiplier / 2^32⌋ + n) >> shift.
-///
-/// Granlund, Montgomery, "Division by Invariant Integers using Multiplication" (1994), figure 4.1. Made on the host, by
-/// `Divider` in crates/cuda/src/divider.rs.
-struct Divider {
-  u32 divisor, multiplier, shift, unused;
-
-  __device__ __forceinline__ u32 quotient(u32 n) const {
-    return (static_cast<u32>(static_cast<u64>(n) * multiplier >> 32) + n) >> shift;
-  }
-
-  __device__ __forceinline__ u32 remainder(u32 n) const { return n - quotient(n) * divisor; }
-};
 
 // ---------------------------------------------------------------------------------------------- threads
 

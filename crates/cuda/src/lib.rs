@@ -22,7 +22,6 @@ mod copy;
 mod counts;
 pub mod cublas;
 mod device;
-mod divider;
 pub mod driver;
 mod error;
 mod foreign;

@@ -78,22 +78,30 @@ fn rows() -> BatchNormShape {
     BatchNormShape { batch: 3_000, channels: 33, spatial: 1, channels_last: true }
 }
 
+/// So many blocks share a group of channels that they meet in two steps.
+fn many_rows() -> BatchNormShape {
+    BatchNormShape { batch: 20_000, channels: 32, spatial: 1, channels_last: true }
+}
+
 #[test]
 fn float32() {
     check(planes(), DType::F32);
     check(rows(), DType::F32);
+    check(many_rows(), DType::F32);
 }
 
 #[test]
 fn float16() {
     check(planes(), DType::F16);
     check(rows(), DType::F16);
+    check(many_rows(), DType::F16);
 }
 
 #[test]
 fn float64() {
     check(planes(), DType::F64);
     check(rows(), DType::F64);
+    check(many_rows(), DType::F64);
 }
 
 #[cfg(target_os = "linux")]

@@ -42,7 +42,7 @@ struct ReduceParams {
     inputs: Inputs,
     sums: u64,
     local_sums: u64,
-    partials: u64,
+    memory: u64,
     counters: u64,
 }
 
@@ -122,8 +122,8 @@ pub(super) fn double_backward_reduce(cuda: &Cuda, call: &DoubleBackwardReduce<'_
     let sums = check::sums(OP, shape.channels, GROUP_ROWS, call.sums)?;
     let local_sums = check::sums(OP, shape.channels, LOCAL_ROWS, call.local_sums)?;
     let scratch = plan.scratch(cuda, PART_ROWS, dtype)?;
-    let (partials, counters) = (scratch.partials(), scratch.counters);
-    let params = ReduceParams { inputs, sums, local_sums, partials, counters };
+    let (memory, counters) = (scratch.memory(), scratch.counters);
+    let params = ReduceParams { inputs, sums, local_sums, memory, counters };
     plan.launch(cuda, REDUCE, &params)
 }
 

@@ -6,7 +6,6 @@
 use super::check;
 use crate::buffer::CudaBuffer;
 use crate::device::Cuda;
-use crate::divider::Divider;
 use crate::kernel_table::Entry;
 use crate::launch::{LaunchConfig, Params};
 use crate::module::{Kernel, Module};
@@ -17,7 +16,9 @@ use syncbn_core::{BatchNormShape, Code, DType, Error, Result};
 const BLOCK_THREADS: usize = 256;
 /// Threads of a block at least: two warps, so that multiprocessors are half full with their 16 or 32 blocks.
 const LEAST_THREADS: usize = 64;
-/// Columns of a block at most, and those that still make memory transactions of 128 bytes.
+/// Bytes of a memory transaction: the columns of a block are as many vectors as it holds.
+const TRANSACTION: usize = 128;
+/// Columns of a block at most and at least, where there are as many.
 const BLOCK_COLUMNS: std::ops::RangeInclusive<usize> = 8..=32;
 /// Blocks of a large tensor: several for each multiprocessor there is, few enough that each has much to do.
 const BLOCKS: usize = 2048;
@@ -27,8 +28,13 @@ const FEW_BLOCKS: usize = 128;
 const LEAST_ITERATIONS: usize = 2;
 /// Values of a part at most, so that 32 bits index and count them.
 const MOST_VALUES: usize = 1 << 28;
+/// Values of a plane that a cursor counts: a part is shorter than that.
+const LONG_PLANE: usize = 1 << 30;
 /// Blocks in the second dimension of a grid at most.
 const MOST_PARTS: usize = 65535;
+
+/// Parts that a thread merges at once: as many are read before the first is needed.
+const MERGED_AT_ONCE: usize = 4;
 
 /// Mirror of `Layout` in kernels/batch_norm_layout.cuh.
 #[repr(C)]
@@ -38,17 +44,26 @@ pub(super) struct Layout {
     chunk: u64,
     columns: u64,
     spatial: u64,
-    step_spatial: u64,
     step_offset: u64,
     wrap_offset: u64,
-    width: Divider,
+    step_spatial: u32,
+    plane: u32,
+    log_width: u32,
     lanes: u32,
     parts: u32,
+    group: u32,
     channels: u32,
     unused: u32,
 }
 
-const _: () = assert!(size_of::<Layout>() == 88);
+const _: () = assert!(size_of::<Layout>() == 80);
+
+impl Layout {
+    /// Groups of parts.
+    const fn groups(&self) -> usize {
+        self.parts.div_ceil(self.group) as usize
+    }
+}
 
 /// How elements are read: which entry point of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,16 +100,27 @@ impl Vectors {
             Self::Rows(len) => shape.channels_last && shape.channels.is_multiple_of(len),
             Self::Single => true,
         };
-        let bytes = (self.len() * dtype.size()) as u64;
+        let bytes = self.bytes(dtype) as u64;
         whole && addresses.iter().all(|address| address.is_multiple_of(bytes))
+    }
+
+    /// Channels of a vector.
+    const fn channels(self) -> usize {
+        match self {
+            Self::Rows(len) => len,
+            _ => 1,
+        }
+    }
+
+    const fn bytes(self, dtype: DType) -> usize {
+        self.len() * dtype.size()
     }
 
     /// Vectors a thread has in flight: `UNROLL` of the kernels, in which the work is measured here.
     const fn unroll(self, dtype: DType) -> usize {
-        match (self, self.len() * dtype.size()) {
-            (Self::Rows(_), _) => 4,
-            (_, 2) => 16,
-            (_, 16) => 4,
+        match self.bytes(dtype) {
+            2 => 16,
+            16 => 4,
             _ => 8,
         }
     }
@@ -189,9 +215,9 @@ impl Plan {
         };
         // A tensor without elements is one without values; its planes are of no matter.
         let spatial = spatial.max(1);
-        let width = if shape.channels_last { block_columns(columns, values, unroll) } else { 1 };
+        let width = if shape.channels_last { block_columns(columns, values, vectors.bytes(dtype), unroll) } else { 1 };
         let lanes = values.div_ceil(unroll).next_power_of_two();
-        let lanes = lanes.clamp(LEAST_THREADS.div_ceil(width), BLOCK_THREADS / width);
+        let lanes = lanes.clamp(LEAST_THREADS / width, BLOCK_THREADS / width);
         let tiles = columns.div_ceil(width);
         let (chunk, parts) = parts(values, tiles, lanes * unroll);
         let layout = Layout {
@@ -199,16 +225,18 @@ impl Plan {
             chunk: chunk as u64,
             columns: columns as u64,
             spatial: spatial as u64,
-            step_spatial: (lanes % spatial) as u64,
             step_offset: (lanes / spatial * columns * spatial + lanes % spatial) as u64,
             wrap_offset: ((columns - 1) * spatial) as u64,
-            width: Divider::new(width)?,
+            step_spatial: (lanes % spatial) as u32,
+            plane: spatial.min(LONG_PLANE) as u32,
+            log_width: width.ilog2(),
             lanes: lanes as u32,
             parts: parts as u32,
+            group: group(parts, lanes / vectors.channels()) as u32,
             channels: shape.channels as u32,
             unused: 0,
         };
-        let threads = (width * lanes).next_multiple_of(32) as u32;
+        let threads = (width * lanes) as u32;
         let config = LaunchConfig { grid: (tiles as u32, parts as u32, 1), block: (threads, 1, 1), shared_bytes: 0 };
         Ok(Self { layout, config, module, suffix })
     }
@@ -223,24 +251,27 @@ impl Plan {
     pub(super) fn scratch(&self, cuda: &Cuda, rows: usize, dtype: DType) -> Result<Scratch> {
         let Layout { parts, channels, .. } = self.layout;
         if parts == 1 {
-            return Ok(Scratch { partials: None, counters: 0 });
+            return Ok(Scratch { memory: None, counters: 0 });
         }
-        let bytes = sums_bytes(channels as usize, rows * parts as usize, dtype.accumulate());
-        Ok(Scratch { partials: Some(cuda.buffer(bytes)?), counters: cuda.counters(self.config.grid.0 as usize)? })
+        let groups = self.layout.groups();
+        let of_groups = if groups > 1 { sums_bytes(channels as usize, rows * groups, DType::F64) } else { 0 };
+        let of_parts = sums_bytes(channels as usize, rows * parts as usize, dtype.accumulate());
+        let counters = self.config.grid.0 as usize * (groups + 1);
+        Ok(Scratch { memory: Some(cuda.buffer(of_groups + of_parts)?), counters: cuda.counters(counters)? })
     }
 }
 
 /// Memory of a reduction. It may be dropped when the kernel is enqueued.
 pub(super) struct Scratch {
-    partials: Option<CudaBuffer>,
-    /// Address of one counter for each block of the grid's first dimension; 0 for none.
+    memory: Option<CudaBuffer>,
+    /// Address of the counters of the grid's first dimension: one for each group and one for all. 0 for none.
     pub(super) counters: u64,
 }
 
 impl Scratch {
-    /// Address of the parts' numbers; 0 for none.
-    pub(super) fn partials(&self) -> u64 {
-        self.partials.as_ref().map_or(0, CudaBuffer::pointer)
+    /// Address of the groups' and the parts' numbers; 0 for none.
+    pub(super) fn memory(&self) -> u64 {
+        self.memory.as_ref().map_or(0, CudaBuffer::pointer)
     }
 }
 
@@ -252,15 +283,23 @@ fn simplified(shape: BatchNormShape) -> BatchNormShape {
     BatchNormShape { batch: 1, channels: 1, spatial: shape.count(), channels_last: false }
 }
 
-/// Neighbouring columns of a block. As even as possible, so that few threads have none; narrower if there is so little
-/// to do that the GPU would not be full.
-fn block_columns(columns: usize, values: usize, unroll: usize) -> usize {
-    let mut most = *BLOCK_COLUMNS.end();
+/// Neighbouring columns of a block, a power of two: a memory transaction of them, or fewer if more than a quarter of the
+/// threads would have none, or if there is so little to do that the GPU would not be full.
+fn block_columns(columns: usize, values: usize, bytes: usize, unroll: usize) -> usize {
+    let (least, most) = (*BLOCK_COLUMNS.start(), *BLOCK_COLUMNS.end());
     let blocks = |width: usize| columns.div_ceil(width) * values.div_ceil(BLOCK_THREADS / width * unroll);
-    while most > *BLOCK_COLUMNS.start() && blocks(most) < FEW_BLOCKS {
-        most /= 2;
+    let idle = |width: usize| columns.next_multiple_of(width) - columns;
+    let mut width = most.min(TRANSACTION / bytes).min(columns.next_power_of_two());
+    while width > least && (blocks(width) < FEW_BLOCKS || 4 * idle(width) > columns.next_multiple_of(width)) {
+        width /= 2;
     }
-    columns.div_ceil(columns.div_ceil(most))
+    width
+}
+
+/// Parts that come together before all do, `finishers` threads at work for each channel: all of them if that is one step
+/// of the threads, else so many that both steps take about as long.
+fn group(parts: usize, finishers: usize) -> usize {
+    if parts <= MERGED_AT_ONCE * finishers { parts } else { (parts - 1).isqrt() + 1 }
 }
 
 /// (values of a part, number of parts). `iteration` is how many values a block's loop takes at once.
@@ -285,23 +324,25 @@ mod tests {
         let fits = |vectors: &&Vectors| vectors.fit(simplified(shape), dtype, &[0]);
         let len = Vectors::kinds(dtype).iter().find(fits).unwrap().len();
         let mut seen = vec![0; shape.numel()];
-        let width = layout.columns.div_ceil(u64::from(config.grid.0));
+        let width = 1 << layout.log_width;
         for column in 0..layout.columns {
             for (part, lane) in
                 (0..u64::from(layout.parts)).flat_map(|p| (0..u64::from(layout.lanes)).map(move |l| (p, l)))
             {
                 let first = part * layout.chunk;
                 let length = layout.chunk.min(layout.values - first);
-                let (sample, mut position) = ((first + lane) / layout.spatial, (first + lane) % layout.spatial);
+                let (sample, position) = ((first + lane) / layout.spatial, (first + lane) % layout.spatial);
+                let mut left = (layout.spatial - position).min(LONG_PLANE as u64);
                 let mut offset = (sample * layout.columns + column) * layout.spatial + position;
                 let mut index = lane;
                 while index < length {
                     let at = offset as usize * len;
                     seen[at..at + len].iter_mut().for_each(|times| *times += 1);
                     offset += layout.step_offset;
-                    position += layout.step_spatial;
-                    if position >= layout.spatial {
-                        position -= layout.spatial;
+                    if left > u64::from(layout.step_spatial) {
+                        left -= u64::from(layout.step_spatial);
+                    } else {
+                        left = left + u64::from(layout.plane) - u64::from(layout.step_spatial);
                         offset += layout.wrap_offset;
                     }
                     index += u64::from(layout.lanes);
@@ -309,7 +350,7 @@ mod tests {
             }
         }
         assert!(width * u64::from(layout.lanes) <= u64::from(config.block.0));
-        assert!(config.block.0 <= 256 && config.block.0.is_multiple_of(32));
+        assert!((LEAST_THREADS as u32..=256).contains(&config.block.0) && config.block.0.is_power_of_two());
         seen
     }
 
@@ -339,7 +380,44 @@ mod tests {
         let plan = |shape| Plan::new("test", shape, DType::F32, &[0]).unwrap();
         assert_eq!(plan(shape(64, 3, 224 * 224, false)).config.grid, (3, 392, 1));
         assert_eq!(plan(shape(32, 2048, 49, false)).config.grid, (2048, 1, 1));
-        assert_eq!(plan(shape(256, 64, 56 * 56, true)).config.grid, (1, 1792, 1));
+        assert_eq!(plan(shape(256, 64, 56 * 56, true)).config.grid, (2, 896, 1));
+    }
+
+    #[test]
+    fn groups_hold_every_part_and_both_steps_are_short() {
+        for finishers in [1, 4, 8, 16, 64, 256] {
+            for parts in (1..=2100).chain([MOST_PARTS - 1, MOST_PARTS]) {
+                let group = group(parts, finishers);
+                let groups = parts.div_ceil(group);
+                assert!((groups - 1) * group < parts && parts <= groups * group, "{parts} in groups of {group}");
+                if groups == 1 {
+                    assert!(parts <= MERGED_AT_ONCE * finishers);
+                } else {
+                    assert!(group * group < 4 * parts && groups <= group, "{parts} in groups of {group}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_block_has_a_memory_transaction_of_columns() {
+        let width = |columns, bytes| block_columns(columns, 1 << 20, bytes, 4);
+        assert_eq!([width(16, 16), width(512, 16), width(16, 8), width(512, 8)], [8, 8, 16, 16]);
+        // Single elements: fewer columns rather than many threads without one.
+        assert_eq!([width(32, 4), width(33, 4), width(65, 4), width(3, 4), width(1, 4)], [32, 8, 16, 4, 1]);
+        // Little to do: more and narrower blocks.
+        assert_eq!(block_columns(64, 100, 8, 8), 8);
+    }
+
+    #[test]
+    fn long_planes_wrap_where_a_cursor_counts_no_further() {
+        for (batch, spatial) in [(3, 1 << 30), (2, (1 << 30) + 8), (5, 1 << 33)] {
+            let Plan { layout, .. } = Plan::new("test", shape(batch, 2, spatial, false), DType::F16, &[0]).unwrap();
+            assert!(
+                layout.chunk + u64::from(layout.lanes) * 16 < LONG_PLANE as u64,
+                "a part that a cursor can walk: {layout:?}"
+            );
+        }
     }
 
     #[test]

@@ -21,7 +21,7 @@ const ROWS: usize = 3;
 struct StatsParams {
     input: u64,
     slot: u64,
-    partials: u64,
+    memory: u64,
     counters: u64,
     count: u64,
     layout: Layout,
@@ -55,7 +55,7 @@ pub(super) fn stats(
     let params = StatsParams {
         input,
         slot: messages.pointer() + (slot * size) as u64,
-        partials: scratch.partials(),
+        memory: scratch.memory(),
         counters: scratch.counters,
         count: shape.count() as u64,
         layout: plan.layout,

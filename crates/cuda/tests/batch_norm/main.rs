@@ -9,8 +9,10 @@ mod edges;
 mod forward;
 mod harness;
 mod numerics;
+mod parts;
 mod ranks;
 mod reference;
+mod rounding;
 mod running;
 #[cfg(target_os = "linux")]
 #[path = "../sanitizers/mod.rs"]

@@ -192,3 +192,40 @@ fn nothing_is_committed_after_an_error_nobody_has_seen_yet() {
     assert_eq!(gpu.synchronize().unwrap_err().code(), Code::TooFewValues);
     assert_eq!(running.read(&gpu), (vec![0.0; 2], vec![1.0; 2], 7.0));
 }
+
+#[test]
+fn batches_that_are_not_committed_leave_the_counters_at_zero() {
+    let gpu = Gpu::new();
+    let single = Case::random(2, shape(1, 70, 1, true), DType::F32);
+    // Many blocks keep something, and a reduction of many parts shares their counter.
+    let good = Case { offset: 0, ..Case::random(2, shape(20_000, 70, 1, true), DType::F32) };
+    let expected = good.forward(&gpu, None);
+    for order in ORDERS {
+        syncbn_fake_cuda::set_order(order);
+        let slots = slot_of(1, &[0.0; 70], &[0.0; 70], DType::F64);
+        let mut running = Running::new(&gpu, DType::F32, 70, 7);
+        let messages = gpu.upload(&slots);
+        let (x, mut y) = (single.tensor(&gpu, &single.x), Tensor::unwritten(&gpu, DType::F32, 70, 0));
+        let mut kept = gpu.buffer(single.slot_bytes());
+        syncbn_core::Kernels::normalize(
+            &gpu.cuda,
+            syncbn_core::kernels::Normalize {
+                input: x.view(),
+                shape: single.shape,
+                weight: None,
+                bias: None,
+                eps: 1e-5,
+                messages: &messages,
+                world_size: 1,
+                running: Some(running.views(Some(0.5))),
+                output: y.view_mut(),
+                statistics: &mut kept,
+            },
+        )
+        .unwrap();
+        assert_eq!(gpu.synchronize().unwrap_err().code(), Code::TooFewValues);
+        assert_eq!(running.read(&gpu).2, 7.0);
+        assert!(good.forward(&gpu, Some((&mut running, Some(0.5)))) == expected, "order {order}");
+        assert_eq!(running.read(&gpu).2, 8.0);
+    }
+}
