@@ -1,4 +1,5 @@
 /** What the benchmark of a GPU finds, and the tables that show it. */
+import { goalsReport, type Goal } from './cuda-goals.ts'
 import type { CudaProblem } from './cuda-problems.ts'
 import { nameOf } from './cuda-problems.ts'
 import type { TorchCudaTimes, TorchWay } from './peers.ts'
@@ -47,6 +48,8 @@ export interface CudaResults {
   torchCopyGigabytesPerSecond?: number
   quick: boolean
   problems: CudaResult[]
+  /** What was meant to be reached. */
+  goals?: Goal[]
 }
 
 /** All results as text. */
@@ -61,8 +64,31 @@ export function cudaReport(results: CudaResults): string {
       `SyncBatchNorm's kernels, ${dtype}`,
       ...problemTable(rows, copyGigabytesPerSecond),
       '',
+      `each kernel's share of the copy's bandwidth, ${dtype}`,
+      ...kernelTable(rows, copyGigabytesPerSecond),
+      '',
     ]),
+    ...goalsReport(results.goals ?? []),
   ].join('\n')
+}
+
+function kernelTable(rows: readonly CudaResult[], copy: number): string[] {
+  const share = (passes: number, bytes: number, ms: number): string =>
+    `${((100 * passes * bytes) / ms / 1e6 / copy).toFixed(0)} %`
+  return table([
+    ['', 'MB', 'statistics', 'normalize', 'backward reduce', 'backward apply'],
+    ...rows.map((row) => {
+      const { bytes, ours } = row
+      return [
+        nameOf(row),
+        (bytes / 1e6).toFixed(1),
+        share(1, bytes, ours.stats),
+        share(2, bytes, ours.normalize),
+        share(2, bytes, ours.backwardReduce),
+        share(3, bytes, ours.backwardApply),
+      ]
+    }),
+  ])
 }
 
 function problemTable(rows: readonly CudaResult[], copy: number): string[] {

@@ -16,6 +16,7 @@ import { cuda, SyncBatchNorm, tensor, tidy, type Device } from 'syncbn'
 import { native } from '../../dist/native.js'
 
 import { ourSamples, pattern, requireAgreement } from './cuda-check.ts'
+import { goals } from './cuda-goals.ts'
 import { bytesOfTensor, cudaProblems, nameOf, type CudaProblem } from './cuda-problems.ts'
 import { cudaReport, type CudaResult, type CudaResults, type CudaTimes } from './cuda-results.ts'
 import { options, say } from './options.ts'
@@ -50,7 +51,7 @@ for (const problem of cudaProblems(isFake ? 'tiny' : options.quick ? 'quick' : '
   say(nameOf(problem))
   problems.push(await measure(problem))
 }
-const results: CudaResults = {
+const measured: CudaResults = {
   card: card.name,
   computeCapability: card.computeCapability,
   driver: driver ?? 'unknown',
@@ -64,6 +65,7 @@ const results: CudaResults = {
   quick: options.quick,
   problems,
 }
+const results: CudaResults = { ...measured, goals: goals(measured) }
 await torch?.end()
 if (isFake) say('nothing is written: these are not the times of a GPU')
 else write(results)
