@@ -51,7 +51,10 @@ async function typescriptTests(args, env = process.env) {
 }
 
 async function typescriptTestsOnFakes() {
-  if (process.platform !== 'linux') return new Counts()
+  if (process.platform !== 'linux') {
+    process.stdout.write('NOT RUN: the fakes need Linux\n')
+    return new Counts()
+  }
   const fakes = { LD_LIBRARY_PATH: fakesFolder(), SYNCBN_FAKE_CUDA: '1', FAKE_CUDA_DEVICES: '4' }
   // Freed memory becomes NaN, so that a use of it shows.
   const env = { ...process.env, ...fakes, SYNCBN_CUDA_POISON: '1' }
