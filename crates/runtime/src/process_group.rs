@@ -265,18 +265,11 @@ fn start_nccl(world: &World, group: &Arc<Group>, means: &Means, environment: &En
 /// The communicator of the members of `group`, made from that of the world; every rank of the world calls it.
 fn split_nccl(world: &World, nccl: &NcclGroup, group: &Arc<Group>) -> Result<Option<NcclGroup>> {
     let watch = world.new_group(group.ranks(), Some(group.timeout()))?;
-    let communicator = if nccl.communicator().nccl().supports_split() {
-        let keep_waiting = || !is_interrupted();
-        let wait = Wait::at_most(group.timeout()).while_true(&keep_waiting);
-        nccl.cuda().bind()?;
-        let (color, key) = (group.rank().map(|_| 0), group.rank().unwrap_or(0) as i32);
-        nccl.communicator().split(color, key, wait).map_err(to_error)?
-    } else if group.rank().is_some() {
-        let means = Means { cuda: nccl.cuda().clone(), nccl: nccl.communicator().nccl().clone() };
-        Some(setup::meet(group, &means, group.timeout())?)
-    } else {
-        None
-    };
+    let keep_waiting = || !is_interrupted();
+    let wait = Wait::at_most(group.timeout()).while_true(&keep_waiting);
+    nccl.cuda().bind()?;
+    let (color, key) = (group.rank().map(|_| 0), group.rank().unwrap_or(0) as i32);
+    let communicator = nccl.communicator().split(color, key, wait).map_err(to_error)?;
     let start = |communicator| NcclGroup::new(members(group)?, nccl.cuda(), communicator, watch, None);
     communicator.map(start).transpose()
 }
