@@ -259,12 +259,12 @@ impl Communicator {
 impl Drop for Communicator {
     /// Aborts what was not closed, and waits for it, but not for ever.
     fn drop(&mut self) {
-        let mut clock = Clock::start(Wait::at_most(DROP_TIMEOUT));
-        // Nobody else has the communicator any more, so nobody is inside a call. There is no one to tell if it fails.
-        let _ = match self.core.take_at_once() {
-            Some(handle) => ending::abort(&self.core, handle, &mut clock),
-            None => self.core.wait_for_abort("ncclCommAbort", &mut clock),
-        };
+        // Nobody else has the communicator any more, so nobody is inside a call. What is being ended on another thread
+        // was waited for before.
+        if let Some(handle) = self.core.take_at_once() {
+            // There is no one to tell if it fails.
+            let _ = ending::abort(&self.core, handle, &mut Clock::start(Wait::at_most(DROP_TIMEOUT)));
+        }
     }
 }
 

@@ -66,7 +66,7 @@ void run_work(void* data) {
 
 /// What the environment asks of this rank's communicators: FAKE_NCCL_BLOCK_FIRST=1, the first collective stays inside
 /// the call until every rank makes it, as where connections are made by the first that needs them.
-/// FAKE_NCCL_FAIL_AFTER=n, the n-th fails in the background.
+/// FAKE_NCCL_FAIL_AFTER=n, the communicator fails in the background after the n-th.
 ncclResult_t misbehave(Communicator& communicator) {
   const char* fails = std::getenv("FAKE_NCCL_FAIL_AFTER");
   if (fails != nullptr && ++communicator.calls == std::atoi(fails)) communicator.state = ncclSystemError;
@@ -143,7 +143,8 @@ ncclResult_t enqueue_all(const CommunicatorPtr& communicator, std::vector<std::f
     return ncclSuccess;
   };
   constexpr unsigned ONE_IN = 3;
-  if (communicator->blocking || random_below(ONE_IN) != 0 || enabled("FAKE_NCCL_BLOCK_FIRST")) return all();
+  const bool misbehaves = enabled("FAKE_NCCL_BLOCK_FIRST") || std::getenv("FAKE_NCCL_FAIL_AFTER") != nullptr;
+  if (communicator->blocking || misbehaves || random_below(ONE_IN) != 0) return all();
   return run_or_defer(communicator, all);
 }
 

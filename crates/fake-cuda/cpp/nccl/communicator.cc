@@ -120,6 +120,8 @@ void remove_communicator(const void* handle) {
 
 ncclResult_t Communicator::join() {
   random_delay(std::chrono::milliseconds(3));
+  const char* fails = std::getenv("FAKE_NCCL_FAIL_AFTER");
+  if (fails != nullptr && std::strcmp(fails, "0") == 0) return fail(ncclSystemError, "told to fail");
   shared = open_shared(id);
   if (!shared) return fail(ncclSystemError, "the unique id names no process that waits for ranks");
   mine().device = device;

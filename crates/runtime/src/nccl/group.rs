@@ -89,7 +89,7 @@ impl Shared {
 
     /// Aborts the communicator, if it is there, and only then gives up what keeps the tensors that its kernels write.
     fn end(&self, guards: Vec<Arc<Guards>>) {
-        if self.communicator.abort(Wait::at_most(ABORT_TIMEOUT)).is_err() {
+        if self.lost.load(Ordering::SeqCst) || self.communicator.abort(Wait::at_most(ABORT_TIMEOUT)).is_err() {
             // The kernels that hang are NCCL's, and what they may yet write to must never be used again.
             self.lost.store(true, Ordering::SeqCst);
             guards.into_iter().for_each(std::mem::forget);
