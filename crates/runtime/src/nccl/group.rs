@@ -299,7 +299,7 @@ impl NcclGroup {
     ) -> Result<Enqueued> {
         let Shared { members, cuda, communicator, journal, .. } = &*self.shared;
         let turn = self.turn.take();
-        turn.wait(&call.to_string(), members.timeout).inspect_err(|error| self.shared.fail(error.clone()))?;
+        turn.wait(call, members.timeout).inspect_err(|error| self.shared.fail(error.clone()))?;
         journal.check(&members.name, call)?;
         self.compare(call)?;
         cuda.order(cuda.stream(), &self.stream)?;

@@ -256,8 +256,8 @@ fn shared_gpu(a: usize, b: usize) -> Error {
 /// Thread blocks of a collective where ranks share a GPU: the kernels of all must fit on it at once, beside others'.
 const SHARED_GPU_CTAS: u16 = 4;
 
-fn options(means: &Means) -> Options {
-    Options { max_ctas: means.shared.then_some(SHARED_GPU_CTAS), ..Options::default() }
+fn options(shared: bool) -> Options {
+    Options { max_ctas: shared.then_some(SHARED_GPU_CTAS), ..Options::default() }
 }
 
 /// The communicator of all members of `group`: the first makes an id, which the group's connections bring to the others.
@@ -289,7 +289,7 @@ pub(crate) fn meet(group: &Group, means: &Means, timeout: Duration, cancel: &Can
     means.cuda.bind()?;
     let keep_waiting = || !is_interrupted() && !group.is_poisoned() && !cancel.is_cancelled();
     let wait = Wait::at_most(timeout).while_true(&keep_waiting);
-    means.nccl.communicator(&id, index, group.size(), &options(means), wait).map_err(|error| {
+    means.nccl.communicator(&id, index, group.size(), &options(means.shared), wait).map_err(|error| {
         // A group that is poisoned has an error already, which its next call returns at once.
         if group.is_poisoned()
             && let Err(first) = group.barrier()
@@ -368,6 +368,7 @@ mod tests {
             assert_eq!(decide(&offers(&texts), &[0, 1]).unwrap(), Decision::Nccl);
             assert!(some_share(&offers(&texts)));
         }
+        assert_eq!((options(true).max_ctas, options(false)), (Some(SHARED_GPU_CTAS), Options::default()));
         assert!(!some_share(&offers(&[alone, "nccl\nbb\nalone\n\nq\n2.30.3"])));
     }
 

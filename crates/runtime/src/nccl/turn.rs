@@ -1,6 +1,7 @@
 //! Whose turn it is: calls in the order in which they were made, whichever thread carries them out.
 
 use std::collections::VecDeque;
+use std::fmt::Display;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use syncbn_comm::interrupt::{CHECK_INTERVAL, is_interrupted};
@@ -43,7 +44,7 @@ impl Ticket {
     ///
     /// # Errors
     /// [`Code::Timeout`], and [`Code::Aborted`] if this thread is ending; `what` begins the message.
-    pub(crate) fn wait(&self, what: &str, timeout: Duration) -> Result<()> {
+    pub(crate) fn wait(&self, what: impl Display, timeout: Duration) -> Result<()> {
         let start = Instant::now();
         let mut state = self.turn.state();
         while state.waiting.front() != Some(&self.number) {
