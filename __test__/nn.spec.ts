@@ -16,6 +16,7 @@ import {
   Module,
   ReLU,
   Sequential,
+  convertSyncBatchNorm,
   keep,
   manualSeed,
   memory,
@@ -191,6 +192,18 @@ test('to converts in place: floats only, formats where they fit, gradients too',
   t.is(conv.grad!.memoryFormat, 'channelsLast')
   t.is(net.call(randn([2, 2, 4, 4], { dtype: 'float64' })).dtype, 'float64')
   t.throws(() => net.to('int32'), { instanceOf: DTypeError })
+})
+
+test('running statistics stay float32 in half-precision layers', (t) => {
+  for (const dtype of ['float16', 'bfloat16'] as const) {
+    for (const layer of [new BatchNorm2d(3, { dtype }), new BatchNorm2d(3).to(dtype)]) {
+      const { weight, bias, runningMean, runningVar, numBatchesTracked } = layer
+      const dtypes = [weight, bias, runningMean, runningVar, numBatchesTracked].map((tensor) => tensor!.dtype)
+      t.deepEqual(dtypes, [dtype, dtype, 'float32', 'float32', 'int64'])
+      const synced = convertSyncBatchNorm(new Sequential(layer)).to('float64').to(dtype)
+      t.is([...synced.buffers()][0]!.dtype, 'float64', 'what is more precise stays, too')
+    }
+  }
 })
 
 test('forward hooks see and replace the output; removal works', (t) => {

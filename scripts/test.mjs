@@ -52,7 +52,9 @@ async function typescriptTests(args, env = process.env) {
 
 async function typescriptTestsOnFakes() {
   if (process.platform !== 'linux') return new Counts()
-  const env = { ...process.env, LD_LIBRARY_PATH: fakesFolder(), SYNCBN_FAKE_CUDA: '1', FAKE_CUDA_DEVICES: '4' }
+  const fakes = { LD_LIBRARY_PATH: fakesFolder(), SYNCBN_FAKE_CUDA: '1', FAKE_CUDA_DEVICES: '4' }
+  // Freed memory becomes NaN, so that a use of it shows.
+  const env = { ...process.env, ...fakes, SYNCBN_CUDA_POISON: '1' }
   return typescriptTests(['__test__/cuda/**/*.spec.ts'], env)
 }
 

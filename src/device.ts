@@ -57,6 +57,11 @@ export function isFloating(dtype: DType): boolean {
   return FLOATING.has(dtype)
 }
 
+/** Whether values of this type have 16 bits. */
+export function isHalf(dtype: DType): boolean {
+  return dtype === 'float16' || dtype === 'bfloat16'
+}
+
 /** Throws unless `dtype` is a type that can have gradients. */
 export function checkFloating(dtype: DType, operation: string): void {
   if (!isFloating(dtype)) {

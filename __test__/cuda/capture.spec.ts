@@ -216,6 +216,18 @@ onCuda('recording and replaying', () => {
     t.throws(() => captured.replay(), { instanceOf: ArgumentError, code: 'ERR_DISPOSED' })
   })
 
+  test.serial('memory that the recording writes is not handed out, whoever forgets it', (t) => {
+    const x = parameter(ones([64], { device: DEVICE }))
+    const captured = cuda.capture(() => x.mul(x).sum().backward(), { warmup: 1 })
+    // The recording adds to this gradient; outside nobody holds it any more.
+    x.grad = null
+    const others = Array.from({ length: 20 }, (_, i) => ones([64], { device: DEVICE }).mul(i))
+    captured.replay()
+    captured.replay()
+    others.forEach((other, i) => t.deepEqual(toNumbers(other), Array(64).fill(i)))
+    captured.dispose()
+  })
+
   test.serial('without zeroGrad inside, each replay adds to the gradients', (t) => {
     const x = parameter(tensor([1], { device: DEVICE }))
     const captured = cuda.capture(() => x.mul(2).backward(), { warmup: 2 })

@@ -4,7 +4,7 @@ import test from 'ava'
 import { valuesOf, type SeenError } from '../distributed/ranks.ts'
 import type { State } from '../distributed/scenarios/training.ts'
 import { valuesOnGpus } from './ranks.ts'
-import { onCuda } from './support.ts'
+import { devicesTest, onCuda } from './support.ts'
 
 const STEPS = 5
 /** Sums in float32 on another device and in other parts; five steps let them grow. */
@@ -27,6 +27,34 @@ interface Captured {
 }
 
 onCuda('training on ranks with GPUs', () => {
+  for (const backend of ['nccl', 'tcp'] as const) {
+    test.serial(
+      `${backend}: gradients in bfloat16 are averaged in float32, running statistics are float32`,
+      async (t) => {
+        const values = await valuesOnGpus<object>('cuda/training.halfGradients', 4, { backend })
+        const dtypes = ['bfloat16', 'bfloat16', 'float32', 'float32']
+        // (256 + 1 + 1 + 1) / 4 = 64.75 is 65 in bfloat16; summed in bfloat16 it would be 64.
+        for (const value of values) t.deepEqual(value, { dtypes, bias: 65, runningMean: Math.fround(0.15) })
+      },
+    )
+  }
+
+  devicesTest(3, 'a rank whose module is on another GPU is named on every rank, before anybody waits', async (t) => {
+    interface Misplaced {
+      parameters: SeenError
+      buffers: SeenError
+      seconds: number
+    }
+    const values = await valuesOnGpus<Misplaced>('cuda/training.misplacedRank', 2, { backend: 'nccl' })
+    for (const [rank, { parameters, buffers, seconds }] of values.entries()) {
+      for (const error of [parameters, buffers]) {
+        t.is(error.code, 'ERR_DEVICE', error.message)
+        t.true(error.message.includes(rank === 1 ? 'cuda:1' : 'rank 1 cannot take part'), error.message)
+      }
+      t.true(seconds < 10, `${seconds} s`)
+    }
+  })
+
   for (const backend of ['nccl', 'tcp'] as const) {
     test.serial(`${backend}: five steps on 1, 2 and 4 ranks equal one process on the CPU`, async (t) => {
       const args = { norm: 'sync', steps: STEPS }
@@ -103,6 +131,7 @@ onCuda('training on ranks with GPUs', () => {
         unused: SeenError
         exchanged: SeenError
         gradients: number
+        host: Record<string, SeenError>
       }
       for (const backend of ['nccl', 'tcp'] as const) {
         for (const value of await valuesOnGpus<Refusals>('cuda/training.refusals', 2, { backend })) {
@@ -111,8 +140,26 @@ onCuda('training on ranks with GPUs', () => {
           const code = backend === 'nccl' ? 'no error' : 'ERR_CAPTURE'
           t.is(value.exchanged.code, code, value.exchanged.message)
           t.is(value.gradients, 10)
+          t.is(Object.keys(value.host).length, 6)
+          for (const [name, error] of Object.entries(value.host))
+            t.is(error.code, 'ERR_CAPTURE', `${name}: ${error.message}`)
         }
       }
     },
   )
+
+  test.serial('a group is left while a recording holds its collectives', async (t) => {
+    interface Leaving {
+      seconds: number
+      replayed: SeenError
+      same: boolean
+    }
+    for (const { seconds, replayed, same } of await valuesOnGpus<Leaving>('cuda/training.leaving', 2, {
+      backend: 'nccl',
+    })) {
+      t.true(seconds < 5, `${seconds} s`)
+      t.like(replayed, { name: 'DistributedError', code: 'ERR_ABORTED' }, replayed.message)
+      t.true(same, 'what was computed stays')
+    }
+  })
 })

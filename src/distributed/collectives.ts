@@ -27,8 +27,9 @@ export type Collectable = Tensor | CollectableArray
 const REDUCE_OPS: readonly ReduceOp[] = ['sum', 'avg', 'prod', 'min', 'max']
 
 /**
- * Replaces `data` on every rank by the sum (or `op`) over all ranks, the same bits everywhere: each element is joined
- * in rank order.
+ * Replaces `data` on every rank by the sum (or `op`) over all ranks, the same bits everywhere. Over TCP each element is
+ * joined in rank order, float16 and bfloat16 in float32 with one rounding at the end; NCCL has an order of its own, and
+ * joins half types as they are.
  *
  * @param options.op default 'sum'; 'avg' needs a floating-point dtype
  * @param options.group default: the default group

@@ -51,8 +51,8 @@ export interface DistributedDataParallelOptions {
  * Wraps a module for training on several ranks: after `backward`, every parameter's gradient is the mean over the
  * ranks of the group. State-dict keys get the prefix `module.`, as in PyTorch.
  *
- * A gradient is summed in rank order in float32 (float64 for float64) and divided once, so every rank gets the same
- * bits. Forward and backward are collective when gradients are enabled: every rank of the group makes the same calls.
+ * A gradient is summed in float32 (float64 for float64) and divided once, whatever its own precision; in a group of
+ * backend tcp in rank order, in one of backend nccl in NCCL's. Every rank gets the same bits. Forward and backward are collective when gradients are enabled: every rank of the group makes the same calls.
  * Under `noGrad`, and for the buffers also in `eval()`, nothing is exchanged. Several forward calls may come before
  * one backward. `grad()` computes gradients without averaging them.
  */
@@ -68,7 +68,7 @@ export class DistributedDataParallel<M extends Module = Module> extends Module {
    * Collective: every rank of the group constructs it, around modules of equal parameters.
    *
    * @throws ArgumentError when no parameter requires a gradient, or several devices are given; DeviceError when the
-   *   parameters are not on one device, or on another than `deviceIds`; DistributedError
+   *   parameters of any rank are not on one device, or on another than `deviceIds` or its group's; DistributedError
    *   ERR_NOT_INITIALIZED, ERR_NOT_IN_GROUP; MismatchError ERR_PARAMETER_MISMATCH, which names the first parameter
    *   whose name, shape or dtype is not the same on all ranks
    */
@@ -82,7 +82,9 @@ export class DistributedDataParallel<M extends Module = Module> extends Module {
     this.#inputDevice = chooseInputDevice(options.deviceIds ?? [], trainable)
     this.#outputDevice = options.outputDevice === undefined ? null : parseDevice(options.outputDevice)
     const group = nativeGroup(options.processGroup)
-    native.verifyParameters(group, [...trainable.keys()], [...trainable.values()].map(nativeOf))
+    const [names, parameters] = [[...trainable.keys()], [...trainable.values()].map(nativeOf)]
+    const others = [...module.parameters(), ...module.buffers()].map(nativeOf)
+    native.verifyParameters(group, names, parameters, others)
     this.module = module
     this.#group = options.processGroup ?? (defaultGroup() as ProcessGroup)
     this.#broadcastBuffers = broadcastBuffers

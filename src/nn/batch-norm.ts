@@ -1,4 +1,5 @@
 /** Batch normalization layers over this rank's batch, and what SyncBatchNorm shares with them. */
+import { isHalf } from '../device.ts'
 import { argumentError, ShapeError } from '../errors.ts'
 import { native } from '../native.ts'
 import { normalize } from '../ops/batch-norm.ts'
@@ -47,9 +48,9 @@ export abstract class BatchNormBase extends Module {
   weight: Tensor | null = null
   /** (C), zeros at first. */
   bias: Tensor | null = null
-  /** (C), zeros at first. */
+  /** (C), zeros at first. float32 where the layer is float16 or bfloat16, which could not hold a moving average. */
   runningMean: Tensor | null = null
-  /** (C), ones at first; the unbiased variance. */
+  /** (C), ones at first; the unbiased variance. Of the same dtype. */
   runningVar: Tensor | null = null
   /** int64, 0 at first: how many batches moved the running statistics. */
   numBatchesTracked: Tensor | null = null
@@ -75,9 +76,11 @@ export abstract class BatchNormBase extends Module {
   #registerBuffers({ dtype, device }: Required<FactoryOptions>): void {
     const make = (shape: number[], value: number, type: DType): Tensor | null =>
       this.trackRunningStats ? wrap(native.tensorFull(shape, value, type, 'contiguous', device)) : null
-    registerBufferAs(this, 'runningMean', 'running_mean', make([this.numFeatures], 0, dtype), true)
-    registerBufferAs(this, 'runningVar', 'running_var', make([this.numFeatures], 1, dtype), true)
-    registerBufferAs(this, 'numBatchesTracked', 'num_batches_tracked', make([], 0, 'int64'), true)
+    const statistics = isHalf(dtype) ? 'float32' : dtype
+    const precise = { atLeastFloat32: true }
+    registerBufferAs(this, 'runningMean', 'running_mean', make([this.numFeatures], 0, statistics), precise)
+    registerBufferAs(this, 'runningVar', 'running_var', make([this.numFeatures], 1, statistics), precise)
+    registerBufferAs(this, 'numBatchesTracked', 'num_batches_tracked', make([], 0, 'int64'))
   }
 
   /** Running statistics as at first: mean 0, variance 1, no batches. */

@@ -4,7 +4,7 @@
  * Fields that hold modules or parameters register themselves; traversals visit an object once however many places hold
  * it, in PyTorch's order.
  */
-import { isFloating, parseConversion } from '../device.ts'
+import { isFloating, isHalf, parseConversion } from '../device.ts'
 import { argumentError, DTypeError } from '../errors.ts'
 
 import { exempt, runScope } from '../scope.ts'
@@ -15,7 +15,7 @@ import { addHook, ModuleHooks, runForwardHooks, withBackwardHooks } from './hook
 import type { ForwardHook, FullBackwardHook, HookHandle } from './hooks.ts'
 import { markParameter } from './parameter.ts'
 import { membersOf as readMembers, Registry } from './registry.ts'
-import type { Member, Members } from './registry.ts'
+import type { Member, Members, RegistrationOptions } from './registry.ts'
 import { loadStateDict, readStateDict } from './state-dict.ts'
 
 interface ModuleState {
@@ -71,7 +71,7 @@ export abstract class Module {
    * @throws ArgumentError for a name that is empty, has a dot or is taken
    */
   registerBuffer(name: string, buffer: Tensor | null, options: { persistent?: boolean } = {}): void {
-    registerBufferAs(this, name, name, buffer, options.persistent ?? true)
+    registerBufferAs(this, name, name, buffer, { persistent: options.persistent ?? true })
   }
 
   /**
@@ -155,7 +155,8 @@ export abstract class Module {
 
   /**
    * Moves and converts parameters, buffers and gradients in place: they stay the same objects. A dtype converts
-   * floating-point tensors only; 'channelsLast' converts tensors of 4 dimensions, 'channelsLast3d' those of 5. Move a
+   * floating-point tensors only, and float16 and bfloat16 leave a batch norm's running statistics as they are, which 16
+   * bits could not average; 'channelsLast' converts tensors of 4 dimensions, 'channelsLast3d' those of 5. Move a
    * module before DistributedDataParallel is made around it.
    *
    * @throws DTypeError for an integer dtype; DeviceError for a device that is not there. Nothing is changed then.
@@ -165,7 +166,13 @@ export abstract class Module {
     if (conversion.dtype && !isFloating(conversion.dtype)) {
       throw new DTypeError('ERR_DTYPE', `Module.to: expected a floating-point dtype, got ${conversion.dtype}`)
     }
-    for (const tensor of [...this.parameters(), ...this.buffers()]) convertInPlace(tensor, conversion)
+    const withoutHalf = conversion.dtype && isHalf(conversion.dtype) ? { ...conversion, dtype: null } : conversion
+    for (const module of this.modules()) {
+      const { parameters, buffers } = membersOf(module)
+      for (const { value, atLeastFloat32 } of [...parameters, ...buffers]) {
+        convertInPlace(value, atLeastFloat32 ? withoutHalf : conversion)
+      }
+    }
     return this
   }
 
@@ -232,12 +239,12 @@ export function registerBufferAs(
   field: string,
   key: string,
   value: Tensor | null,
-  persistent: boolean,
+  options: Omit<RegistrationOptions, 'key'> = {},
 ): void {
   if (value !== null && !(value instanceof Tensor)) {
     throw argumentError(`registerBuffer: expected a Tensor or null for '${field}', got ${describe(value)}`)
   }
-  readState(module).registry.register(module, field, 'buffer', value && exempt(value), { key, persistent })
+  readState(module).registry.register(module, field, 'buffer', value && exempt(value), { key, ...options })
 }
 
 function checkLeaf(value: unknown, field: string): void {

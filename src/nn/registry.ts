@@ -16,6 +16,15 @@ interface Registration {
   /** The name in state dicts. */
   readonly key: string
   readonly persistent: boolean
+  /** Whether conversions leave it as it is rather than make it float16 or bfloat16. */
+  readonly atLeastFloat32: boolean
+}
+
+/** How a member is registered; see `Registration`. */
+export interface RegistrationOptions {
+  readonly key?: string
+  readonly persistent?: boolean
+  readonly atLeastFloat32?: boolean
 }
 
 /** A member: its name, the field that holds it, and its value. */
@@ -24,6 +33,7 @@ export interface Member<T> {
   readonly field: string
   readonly value: T
   readonly persistent: boolean
+  readonly atLeastFloat32: boolean
 }
 
 /** The explicit registrations of one module, by field. */
@@ -35,15 +45,10 @@ export class Registry {
   }
 
   /** Registers `field` of `owner` and sets it. Throws for a name that is empty, has a dot or is taken. */
-  register(
-    owner: Module,
-    field: string,
-    kind: Kind,
-    value: unknown,
-    options: { key?: string; persistent?: boolean },
-  ): void {
+  register(owner: Module, field: string, kind: Kind, value: unknown, options: RegistrationOptions): void {
     this.#checkName(owner, field, kind)
-    this.#byField.set(field, { kind, key: options.key ?? field, persistent: options.persistent ?? true })
+    const { key = field, persistent = true, atLeastFloat32 = false } = options
+    this.#byField.set(field, { kind, key, persistent, atLeastFloat32 })
     Object.defineProperty(owner, field, { value, writable: true, enumerable: true, configurable: true })
   }
 
@@ -73,12 +78,12 @@ export function membersOf(module: Module, registry: Registry): Members {
 }
 
 function addMember(members: Members, field: string, value: unknown, registration: Registration | undefined): void {
-  const key = registration?.key ?? field
-  const persistent = registration?.persistent ?? true
+  const { key = field, persistent = true, atLeastFloat32 = false } = registration ?? {}
+  const member = { key, field, persistent, atLeastFloat32 }
   if (value instanceof Module) {
-    members.modules.push({ key, field, value, persistent })
+    members.modules.push({ ...member, value })
   } else if (value instanceof Tensor) {
-    if (registration?.kind === 'buffer') members.buffers.push({ key, field, value: exempt(value), persistent })
-    else if (stateOf(value).isParameter) members.parameters.push({ key, field, value, persistent })
+    if (registration?.kind === 'buffer') members.buffers.push({ ...member, value: exempt(value) })
+    else if (stateOf(value).isParameter) members.parameters.push({ ...member, value })
   }
 }

@@ -1,25 +1,36 @@
 /** Training on ranks with GPUs as a recorded step. */
 import {
   AdamW,
+  allReduce,
+  barrier,
+  BatchNorm1d,
   BatchNorm2d,
+  batchNormStats,
+  broadcast,
   Conv2d,
   convertSyncBatchNorm,
   cuda,
   destroyProcessGroup,
   DistributedDataParallel,
   Flatten,
+  gatherStats,
   Linear,
   manualSeed,
+  monitoredBarrier,
   randn,
   ReLU,
   Sequential,
   SGD,
+  syncBatchNorm,
+  tensor,
   zeros,
+  type Device,
   type Optimizer,
   type Tensor,
 } from 'syncbn'
 
 import { device, join } from '../../distributed/place.ts'
+import type { SeenError } from '../../distributed/ranks.ts'
 import type { State } from '../../distributed/scenarios/training.ts'
 import { seen } from '../../distributed/seen-error.ts'
 
@@ -108,6 +119,72 @@ export async function refusals(): Promise<unknown> {
   plain.zeroGrad()
   plain.call(images).sum().backward()
   const gradients = [...plain.parameters()].filter((p) => p.grad !== null).length
+  const x = { data: Float32Array.of(1, 2), shape: [2, 1] }
+  const host: Record<string, SeenError> = {}
+  for (const [name, exchange] of Object.entries({
+    barrier: () => barrier().wait(),
+    monitoredBarrier: () => monitoredBarrier().wait(),
+    allReduce: () => allReduce(Float32Array.of(1)).wait(),
+    broadcast: () => broadcast(zeros([1]), { src: 0 }).wait(),
+    gatherStats: () => gatherStats(batchNormStats(x)),
+    syncBatchNorm: () => syncBatchNorm(x, {}),
+  })) {
+    host[name] = await seen(() => cuda.capture(exchange, { warmup: 0 }))
+  }
+  await barrier()
   await destroyProcessGroup()
-  return { backend, unused, exchanged, gradients }
+  return { backend, unused, exchanged, gradients, host }
+}
+
+/** A group that is left while a recording with its collectives lives on. */
+export async function leaving(): Promise<unknown> {
+  await join({ timeout: 20_000 })
+  cuda.setDevice(Number(device.slice('cuda:'.length)))
+  const model = new DistributedDataParallel(makeModel())
+  const images = randn([3, 2, 4, 4], { device })
+  const captured = cuda.capture(() => {
+    model.zeroGrad()
+    const loss = model.call(images).sum()
+    loss.backward()
+    return loss
+  })
+  captured.replay()
+  const before = captured.outputs.item()
+  const start = performance.now()
+  await destroyProcessGroup()
+  const seconds = (performance.now() - start) / 1000
+  const replayed = await seen(() => captured.replay())
+  return { seconds, replayed, same: captured.outputs.item() === before }
+}
+
+/** A layer in bfloat16 on ranks whose gradients a sum in bfloat16 would lose, and what became of it. */
+export async function halfGradients(): Promise<unknown> {
+  const { rank } = await join({ timeout: 20_000 })
+  const layer = convertSyncBatchNorm(new BatchNorm1d(1)).to({ device, dtype: 'bfloat16' }) as BatchNorm1d
+  const model = new DistributedDataParallel(layer)
+  const x = tensor([[rank]], { device, dtype: 'bfloat16' })
+  model.call(x).backward(tensor([[rank === 0 ? 256 : 1]], { device, dtype: 'bfloat16' }))
+  const result = {
+    dtypes: [layer.weight, layer.bias!.grad, layer.runningMean, layer.runningVar].map((t) => t!.dtype),
+    bias: layer.bias!.grad!.item(),
+    runningMean: layer.runningMean!.item(),
+  }
+  await destroyProcessGroup()
+  return result
+}
+
+/** A rank whose module is on another GPU than its group. */
+export async function misplacedRank(): Promise<unknown> {
+  const { rank } = await join({ timeout: 20_000 })
+  const other: Device = `cuda:${cuda.deviceCount() - 1}`
+  const start = Date.now()
+  const parameters = await seen(
+    () => new DistributedDataParallel(new Linear(1, 1, { device: rank === 1 ? other : device })),
+  )
+  const withBuffer = new Linear(1, 1, { device })
+  withBuffer.registerBuffer('somewhere', zeros([1], { device: rank === 1 ? other : device }))
+  const buffers = await seen(() => new DistributedDataParallel(withBuffer))
+  const seconds = (Date.now() - start) / 1000
+  await destroyProcessGroup()
+  return { parameters, buffers, seconds }
 }

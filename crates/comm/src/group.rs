@@ -121,8 +121,8 @@ impl Group {
 
     /// Combines `data`, elements of `dtype`, over all ranks in rank order; every rank gets the same bits.
     ///
-    /// float32 and float64 are combined in their own type; int32 and int64 wrap and have no average; the half types
-    /// are `ERR_DTYPE`.
+    /// float32 and float64 are combined in their own type, the half types in float32 with one rounding at the end;
+    /// int32 and int64 wrap and have no average.
     pub fn all_reduce(&self, data: &mut [u8], dtype: DType, op: ReduceOp) -> Result<()> {
         reduce::check(data.len(), dtype, op)?;
         self.run(Op::AllReduce(dtype, op), data.len(), self.timeout, |session, me| {

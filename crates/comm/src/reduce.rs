@@ -1,5 +1,7 @@
-//! How values of several ranks become one: element by element, in rank order, in the element's own type.
+//! How values of several ranks become one: element by element, in rank order, in the element's own type; float16 and
+//! bfloat16 in float32, rounded once at the end.
 
+use half::{bf16, f16};
 use syncbn_core::collective::ReduceOp;
 use syncbn_core::dtype::DType;
 use syncbn_core::error::{Code, Error, Result};
@@ -9,14 +11,10 @@ const BLOCK_BYTES: usize = 8 << 10;
 
 /// Whether elements of `dtype` in `bytes` bytes can be combined with `op`.
 ///
-/// Sums and products of int32 and int64 wrap. The average of integers and the half types are refused.
+/// Sums and products of int32 and int64 wrap. The average of integers is refused.
 pub(crate) fn check(bytes: usize, dtype: DType, op: ReduceOp) -> Result<()> {
-    if matches!(dtype, DType::F16 | DType::BF16) {
-        let expected = "float32, float64, int32 or int64";
-        return Err(Error::expected(Code::DType, "all_reduce: dtype", expected, dtype));
-    }
     if op == ReduceOp::Avg && !dtype.is_float() {
-        return Err(Error::expected(Code::DType, "all_reduce: dtype for 'avg'", "float32 or float64", dtype));
+        return Err(Error::expected(Code::DType, "all_reduce: dtype for 'avg'", "a floating-point type", dtype));
     }
     if !bytes.is_multiple_of(dtype.size()) {
         let expected = format!("a multiple of {} bytes for {dtype}", dtype.size());
@@ -30,6 +28,43 @@ pub(crate) fn check(bytes: usize, dtype: DType, op: ReduceOp) -> Result<()> {
 /// `target` holds the values of the rank at position `own`; `others` those of the other ranks, in rank order, one
 /// after the other, each as long as `target`.
 pub(crate) fn combine(target: &mut [u8], own: usize, others: &[u8], dtype: DType, op: ReduceOp) {
+    match dtype {
+        DType::F16 => {
+            combine_half(target, own, others, op, (f16::from_ne_bytes, f16::to_f32), |x| f16::from_f32(x).to_ne_bytes())
+        }
+        DType::BF16 => combine_half(target, own, others, op, (bf16::from_ne_bytes, bf16::to_f32), |x| {
+            bf16::from_f32(x).to_ne_bytes()
+        }),
+        _ => combine_as_they_are(target, own, others, dtype, op),
+    }
+}
+
+/// [`combine`] for elements of two bytes, by way of float32.
+fn combine_half<H>(
+    target: &mut [u8],
+    own: usize,
+    others: &[u8],
+    op: ReduceOp,
+    (read, widen): (fn([u8; 2]) -> H, fn(H) -> f32),
+    narrow: fn(f32) -> [u8; 2],
+) {
+    let wide = |bytes: &[u8]| -> Vec<u8> {
+        let (elements, _) = bytes.as_chunks::<2>();
+        elements.iter().flat_map(|&element| widen(read(element)).to_ne_bytes()).collect()
+    };
+    let length = target.len();
+    for start in (0..length).step_by(BLOCK_BYTES) {
+        let range = start..length.min(start + BLOCK_BYTES);
+        let mut block = wide(&target[range.clone()]);
+        let blocks: Vec<u8> = others.chunks_exact(length).flat_map(|other| wide(&other[range.clone()])).collect();
+        combine_as_they_are(&mut block, own, &blocks, DType::F32, op);
+        for (to, from) in target[range].chunks_exact_mut(2).zip(block.as_chunks::<4>().0) {
+            to.copy_from_slice(&narrow(f32::from_ne_bytes(*from)));
+        }
+    }
+}
+
+fn combine_as_they_are(target: &mut [u8], own: usize, others: &[u8], dtype: DType, op: ReduceOp) {
     let (length, mut mine) = (target.len(), [0; BLOCK_BYTES]);
     if length == 0 {
         return;
@@ -99,7 +134,7 @@ fn fold(target: &mut [u8], values: &[u8], dtype: DType, op: ReduceOp) {
         DType::F64 => float!(f64, target, values, op),
         DType::I32 => integer!(i32, target, values, op),
         DType::I64 => integer!(i64, target, values, op),
-        // The half types were refused by `check`.
+        // The half types have become float32.
         DType::F32 | DType::F16 | DType::BF16 => float!(f32, target, values, op),
     }
 }
@@ -176,7 +211,26 @@ mod tests {
         combine(&mut target, 0, &(-3_i64).to_ne_bytes(), DType::I64, ReduceOp::Max);
         assert_eq!(i64::from_ne_bytes(target), 5);
         assert_eq!(check(8, DType::I32, ReduceOp::Avg).unwrap_err().code(), Code::DType);
-        assert_eq!(check(8, DType::BF16, ReduceOp::Sum).unwrap_err().code(), Code::DType);
+        assert_eq!(check(7, DType::BF16, ReduceOp::Sum).unwrap_err().code(), Code::Argument);
         assert_eq!(check(6, DType::F32, ReduceOp::Sum).unwrap_err().code(), Code::Argument);
+    }
+
+    #[test]
+    fn half_types_are_summed_in_float32_and_rounded_once() {
+        // In bfloat16, with eight bits, 256 + 1 is 256 again, however often; in float32 it is not.
+        let parts = [256.0, 1.0, 1.0, 1.0, 1.0].map(bf16::from_f32);
+        for own in 0..parts.len() {
+            let others: Vec<u8> =
+                parts.iter().enumerate().filter(|&(i, _)| i != own).flat_map(|(_, x)| x.to_ne_bytes()).collect();
+            let mut target = parts[own].to_ne_bytes();
+            combine(&mut target, own, &others, DType::BF16, ReduceOp::Sum);
+            assert_eq!(bf16::from_ne_bytes(target), bf16::from_f32(260.0));
+        }
+        let count = BLOCK_BYTES + 3;
+        let mut target: Vec<u8> = (0..count).flat_map(|i| f16::from_f32((i % 100) as f32).to_ne_bytes()).collect();
+        let other: Vec<u8> = (0..count).flat_map(|_| f16::from_f32(0.5).to_ne_bytes()).collect();
+        combine(&mut target, 1, &other, DType::F16, ReduceOp::Avg);
+        let sums = target.as_chunks::<2>().0.iter().map(|&bytes| f16::from_ne_bytes(bytes).to_f32());
+        assert!(sums.enumerate().all(|(i, sum)| sum == ((i % 100) as f32 + 0.5) / 2.0));
     }
 }

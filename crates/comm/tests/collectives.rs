@@ -171,7 +171,8 @@ fn bad_arguments_cost_nothing() {
         let group = world.default_group();
         expect(group.all_gather(&mut [0; 3]), Code::Argument);
         expect(group.all_reduce(&mut [0; 6], DType::F32, ReduceOp::Sum), Code::Argument);
-        expect(group.all_reduce(&mut [0; 4], DType::F16, ReduceOp::Sum), Code::DType);
+        expect(group.all_reduce(&mut [0; 3], DType::F16, ReduceOp::Sum), Code::Argument);
+        expect(group.all_reduce(&mut [0; 4], DType::I32, ReduceOp::Avg), Code::DType);
         expect(group.broadcast(&mut [0; 4], 2), Code::Argument);
         for ranks in [&[][..], &[0, 0], &[2]] {
             expect(world.new_group(ranks, None), Code::Argument);

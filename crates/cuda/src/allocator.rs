@@ -4,13 +4,15 @@
 //! be handed out again at once: the next user's work is enqueued after the last one's. Taking memory from the driver
 //! and giving it back would wait for the device each time.
 //!
-//! A recorded graph goes on using every block that was allocated or freed while it was recorded, each time it is
-//! replayed. These blocks belong to the graph until it is dropped.
+//! A recorded graph goes on using, each time it is replayed, every block that was allocated or used while it was
+//! recorded. None of them is handed out again before the graph is dropped.
 
 use crate::error::describe;
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{self, CUresult};
+use std::any::Any;
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use syncbn_core::{Code, DType, Error, Result};
 
@@ -19,12 +21,26 @@ const ALIGNMENT: usize = 512;
 /// Live tensors an out-of-memory error names.
 const NAMED: usize = 5;
 
+/// What freed memory is filled with if that is asked for: NaN in every floating-point type.
+pub(crate) const POISON: u8 = 0xFF;
+
 static KEEP_FREED: AtomicBool = AtomicBool::new(true);
+static POISON_FREED: AtomicBool = AtomicBool::new(false);
 
 /// Whether freed memory is kept for the next tensor (the default). Without it every tensor is an allocation of its own
 /// and of its exact size, so that compute-sanitizer sees an access past its end; and every free waits for the device.
 pub fn set_keep_freed(keep: bool) {
     KEEP_FREED.store(keep, Ordering::Relaxed);
+}
+
+/// Whether freed memory is filled with NaN, in stream order (by default not): what reads memory that it has not written,
+/// or still reads memory that was freed, then shows in the results. For tests.
+pub fn set_poison_freed(poison: bool) {
+    POISON_FREED.store(poison, Ordering::Relaxed);
+}
+
+pub(crate) fn poisons_freed() -> bool {
+    POISON_FREED.load(Ordering::Relaxed)
 }
 
 /// Memory of one device, or of all of it that is in no live tensor.
@@ -50,6 +66,13 @@ pub fn release_kept() -> Result<()> {
 pub(crate) struct Block {
     pub(crate) pointer: u64,
     capacity: usize,
+}
+
+impl Block {
+    /// Its bytes, of which a tensor may use fewer.
+    pub(crate) fn capacity(self) -> usize {
+        self.capacity
+    }
 }
 
 /// What is known of a live block.
@@ -80,13 +103,24 @@ impl Free {
     }
 }
 
-/// The blocks of one graph.
+/// What one graph needs beside blocks that live or are kept.
 #[derive(Default)]
-struct GraphBlocks {
-    /// Freed while recording, for the next tensor of the same recording.
+struct GraphMemory {
+    /// Allocated and freed while recording, for the next tensor of the same recording.
     free: Free,
-    /// Not to be used again before the graph is dropped.
-    kept: Vec<Block>,
+    /// What keeps memory of other libraries alive.
+    owners: Vec<ForeignOwner>,
+}
+
+/// What keeps memory of another library alive.
+pub(crate) type ForeignOwner = Arc<dyn Any + Send + Sync>;
+
+/// The graphs that use a block.
+#[derive(Default)]
+struct Users {
+    /// The one in whose recording it was allocated: nothing before that recording was in it.
+    born: Option<u64>,
+    graphs: Vec<u64>,
 }
 
 /// The memory of one device. The caller has made its context current.
@@ -94,10 +128,11 @@ struct GraphBlocks {
 pub(crate) struct Allocator {
     free: Free,
     live: HashMap<u64, Live>,
-    graphs: HashMap<u64, GraphBlocks>,
-    /// Which graph a block belongs to, live or not.
-    owners: HashMap<u64, u64>,
-    recording: Option<u64>,
+    graphs: HashMap<u64, GraphMemory>,
+    /// The graphs that use a block, live or not.
+    users: HashMap<u64, Users>,
+    /// Blocks that only graphs still use.
+    kept: HashMap<u64, Block>,
     stats: MemoryStats,
 }
 
@@ -116,24 +151,25 @@ impl Allocator {
         MemoryStats { buffers: self.live.len(), ..self.stats }
     }
 
-    /// Memory for `bytes` bytes. `wait` waits for the device, before memory goes back to the driver.
+    /// Memory for `bytes` bytes, in the recording of graph `recording` if there is one. `wait` waits for the device,
+    /// before memory goes back to the driver.
     pub(crate) fn allocate(
         &mut self,
         device: &str,
         bytes: usize,
-        dtype: DType,
-        shape: &[usize],
+        (dtype, shape): (DType, &[usize]),
+        recording: Option<u64>,
         wait: impl Fn() -> Result<()>,
     ) -> Result<Block> {
         let block = match size_class(bytes) {
-            Some(capacity) => match self.take_free(capacity) {
+            Some(capacity) => match self.take_free(capacity, recording) {
                 Some(block) => block,
-                None => self.reserve(device, capacity, wait)?,
+                None => self.reserve(device, capacity, recording, wait)?,
             },
             None => return Err(self.out_of_memory(device, bytes, "more than any memory holds")),
         };
-        if let Some(graph) = self.recording {
-            self.owners.insert(block.pointer, graph);
+        if let Some(graph) = recording {
+            self.users.entry(block.pointer).or_insert_with(|| Users { born: Some(graph), graphs: vec![graph] });
         }
         self.live.insert(block.pointer, Live { bytes, dtype, shape: shape.into() });
         self.stats.allocated_bytes += bytes;
@@ -141,14 +177,31 @@ impl Allocator {
         Ok(block)
     }
 
-    fn take_free(&mut self, capacity: usize) -> Option<Block> {
-        let recording = self.recording.and_then(|graph| self.graphs.get_mut(&graph));
-        recording.and_then(|blocks| blocks.free.take(capacity)).or_else(|| self.free.take(capacity))
+    /// Memory that nothing has used and that is never given back.
+    pub(crate) fn take_permanent(
+        &mut self,
+        device: &str,
+        bytes: usize,
+        recording: Option<u64>,
+        wait: impl Fn() -> Result<()>,
+    ) -> Result<u64> {
+        self.reserve(device, bytes.next_multiple_of(ALIGNMENT), recording, wait).map(|block| block.pointer)
     }
 
-    fn reserve(&mut self, device: &str, capacity: usize, wait: impl Fn() -> Result<()>) -> Result<Block> {
+    fn take_free(&mut self, capacity: usize, recording: Option<u64>) -> Option<Block> {
+        let graph = recording.and_then(|graph| self.graphs.get_mut(&graph));
+        graph.and_then(|graph| graph.free.take(capacity)).or_else(|| self.free.take(capacity))
+    }
+
+    fn reserve(
+        &mut self,
+        device: &str,
+        capacity: usize,
+        recording: Option<u64>,
+        wait: impl Fn() -> Result<()>,
+    ) -> Result<Block> {
         let mut got = take_from_driver(capacity);
-        if got.is_err() && self.recording.is_none() {
+        if got.is_err() && recording.is_none() {
             self.release_kept(wait)?;
             got = take_from_driver(capacity);
         }
@@ -182,26 +235,20 @@ impl Allocator {
         )
     }
 
-    /// Takes a block back. `wait` waits for the device, where memory goes back to the driver.
-    pub(crate) fn release(&mut self, block: Block, wait: impl Fn() -> Result<()>) {
+    /// Takes a block back, in the recording of graph `recording` if there is one. `wait` waits for the device, where
+    /// memory goes back to the driver.
+    pub(crate) fn release(&mut self, block: Block, recording: Option<u64>, wait: impl Fn() -> Result<()>) {
         if let Some(live) = self.live.remove(&block.pointer) {
             self.stats.allocated_bytes -= live.bytes;
         }
-        let owner = self.owners.get(&block.pointer).copied();
-        if let Some(recording) = self.recording {
-            let blocks = self.graphs.entry(recording).or_default();
-            if owner == Some(recording) {
-                blocks.free.put(block);
-            } else if owner.is_none() {
-                // Recorded work reads what was in it before: it must find it there at every replay.
-                self.owners.insert(block.pointer, recording);
-                blocks.kept.push(block);
-            } else if let Some(blocks) = owner.and_then(|graph| self.graphs.get_mut(&graph)) {
-                blocks.kept.push(block);
+        if let Some(users) = self.users.get(&block.pointer) {
+            // What was in a block before the recording must be found there at every replay; what was made in it will be.
+            let alone = users.graphs.len() == 1 && users.born.is_some() && users.born == recording;
+            match recording.filter(|_| alone).and_then(|graph| self.graphs.get_mut(&graph)) {
+                Some(graph) => graph.free.put(block),
+                None => drop(self.kept.insert(block.pointer, block)),
             }
-        } else if let Some(blocks) = owner.and_then(|graph| self.graphs.get_mut(&graph)) {
-            blocks.kept.push(block);
-        } else if KEEP_FREED.load(Ordering::Relaxed) || wait().is_err() {
+        } else if KEEP_FREED.load(Ordering::Relaxed) || recording.is_some() || wait().is_err() {
             // After a failed wait the device is lost, and so is its memory.
             self.free.put(block);
         } else {
@@ -224,23 +271,47 @@ impl Allocator {
         Ok(())
     }
 
-    /// From now on, blocks belong to graph `graph`.
+    /// Whether a graph goes on using the block after it was freed.
+    pub(crate) fn is_used_by_graphs(&self, block: Block) -> bool {
+        self.users.contains_key(&block.pointer)
+    }
+
+    /// A recording begins.
     pub(crate) fn start_recording(&mut self, graph: u64) {
-        self.graphs.insert(graph, GraphBlocks::default());
-        self.recording = Some(graph);
+        self.graphs.insert(graph, GraphMemory::default());
     }
 
-    /// Blocks are the device's again; those of the graph stay with it.
-    pub(crate) fn stop_recording(&mut self) {
-        self.recording = None;
-    }
-
-    /// The graph will not be replayed again.
-    pub(crate) fn drop_graph(&mut self, graph: u64) {
-        self.owners.retain(|_, owner| *owner != graph);
-        if let Some(GraphBlocks { mut free, kept }) = self.graphs.remove(&graph) {
-            free.drain().chain(kept).for_each(|block| self.free.put(block));
+    /// The work that graph `graph` records uses the block at `pointer`.
+    pub(crate) fn note_use(&mut self, graph: u64, pointer: u64) {
+        let users = self.users.entry(pointer).or_default();
+        if !users.graphs.contains(&graph) {
+            users.graphs.push(graph);
         }
+    }
+
+    /// The work that graph `graph` records uses memory that `owner` keeps alive.
+    pub(crate) fn note_foreign_use(&mut self, graph: u64, owner: &ForeignOwner) {
+        if let Some(GraphMemory { owners, .. }) = self.graphs.get_mut(&graph)
+            && !owners.iter().any(|known| Arc::ptr_eq(known, owner))
+        {
+            owners.push(owner.clone());
+        }
+    }
+
+    /// The graph will not be replayed again. Returns what kept other libraries' memory alive for it, to be let go of
+    /// when its last replay is done.
+    pub(crate) fn drop_graph(&mut self, graph: u64) -> Vec<ForeignOwner> {
+        let Self { users, kept, free, .. } = self;
+        users.retain(|pointer, users| {
+            users.graphs.retain(|user| *user != graph);
+            if users.graphs.is_empty() {
+                kept.remove(pointer).into_iter().for_each(|block| free.put(block));
+            }
+            !users.graphs.is_empty()
+        });
+        let Some(mut memory) = self.graphs.remove(&graph) else { return Vec::new() };
+        memory.free.drain().for_each(|block| self.free.put(block));
+        memory.owners
     }
 }
 

@@ -32,8 +32,9 @@ impl CudaBuffer {
         &self.device
     }
 
-    /// Device address.
+    /// Device address. Whoever asks is about to enqueue work with it.
     pub fn pointer(&self) -> u64 {
+        self.device.note_use(self.block.pointer);
         self.block.pointer
     }
 

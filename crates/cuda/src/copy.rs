@@ -21,7 +21,7 @@ impl Cuda {
         if bytes.is_empty() {
             return Ok(());
         }
-        self.bind()?;
+        let _pass = self.enter()?;
         AtomicCounts::count(&self.0.counts.uploads);
         // SAFETY: the target has as many bytes on this device; the driver has read pageable memory when it returns.
         let copied = unsafe { result::memcpy_htod_async(target.pointer(), bytes, self.stream().raw()) };
@@ -35,7 +35,7 @@ impl Cuda {
         if bytes.is_empty() {
             return Ok(());
         }
-        self.bind()?;
+        let _pass = self.enter()?;
         AtomicCounts::count(&self.0.counts.uploads);
         // SAFETY: the target has as many bytes on this device; the caller keeps the source until the copy is done.
         let copied = unsafe { result::memcpy_htod_async(target.pointer(), bytes, stream.raw()) };
@@ -54,7 +54,7 @@ impl Cuda {
         if target.is_empty() {
             return Ok(());
         }
-        self.bind()?;
+        let _pass = self.enter()?;
         AtomicCounts::count(&self.0.counts.downloads);
         // SAFETY: the source has as many bytes on this device; the stream is waited for before `target` is given back.
         let copied = unsafe { result::memcpy_dtoh_async(target, source.pointer(), self.stream().raw()) };
@@ -69,7 +69,7 @@ impl Cuda {
         if bytes.is_empty() {
             return Ok(());
         }
-        self.bind()?;
+        let _pass = self.enter()?;
         AtomicCounts::count(&self.0.counts.downloads);
         // SAFETY: the source has as many bytes on this device; the caller waits before it reads the target.
         let copied = unsafe { result::memcpy_dtoh_async(bytes, source.pointer(), stream.raw()) };
@@ -82,7 +82,7 @@ impl Cuda {
         if source.is_empty() {
             return Ok(());
         }
-        self.bind()?;
+        let _pass = self.enter()?;
         // SAFETY: both are on this device and of one size.
         let copied = unsafe {
             result::memcpy_dtod_async(target.pointer(), source.pointer(), source.bytes(), self.stream().raw())
@@ -96,17 +96,22 @@ impl Cuda {
             return self.copy_bytes(source, target);
         }
         self.refuse_in_capture("a copy between devices")?;
+        other.refuse_in_capture("a copy between devices")?;
         same_size(target.bytes(), source.bytes())?;
-        other.stream().wait(&self.record(self.stream())?)?;
-        other.bind()?;
-        let (to, from) = (other.context(), self.context());
-        // SAFETY: source and target are of one size, each on the device whose context is passed.
-        call("cuMemcpyPeerAsync", unsafe {
-            sys::cuMemcpyPeerAsync(target.pointer(), to, source.pointer(), from, source.bytes(), other.stream().raw())
-        })?;
-        let copied = other.record(other.stream())?;
-        self.bind()?;
-        self.stream().wait(&copied)
+        let written = self.record(self.stream())?;
+        let copied = other.new_event(false)?;
+        {
+            let _pass = other.enter()?;
+            other.stream().wait(&written)?;
+            let (to, from) = (other.context(), self.context());
+            // SAFETY: source and target are of one size, each on the device whose context is passed.
+            call("cuMemcpyPeerAsync", unsafe {
+                let (target, source, bytes) = (target.pointer(), source.pointer(), source.bytes());
+                sys::cuMemcpyPeerAsync(target, to, source, from, bytes, other.stream().raw())
+            })?;
+            copied.record(other.stream())?;
+        }
+        self.wait_in_stream(&copied)
     }
 }
 

@@ -243,7 +243,7 @@ impl Cuda {
     /// Enqueues the products with cuBLAS; false if our kernels must do it.
     pub(crate) fn cublas_gemm(&self, dtype: DType, operands: [u64; 3], gemm: &Gemm) -> Result<bool> {
         let Some(cublas) = self.cublas(&LIBRARY_NAMES.map(Path::new)) else { return Ok(false) };
-        self.bind()?;
+        let _pass = self.enter()?;
         cublas.gemm(dtype, operands, gemm)
     }
 }

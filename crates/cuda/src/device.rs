@@ -1,18 +1,20 @@
 //! One GPU: its context, its compute stream and its memory.
 
-use crate::allocator::{Allocator, Block, MemoryStats};
+use crate::allocator::{Allocator, Block, ForeignOwner, MemoryStats, POISON, poisons_freed, relaxed};
 use crate::buffer::CudaBuffer;
 use crate::counts::{AtomicCounts, Counts};
 use crate::cublas::Cublas;
 use crate::driver::{device_count, require};
 use crate::error::check;
+use crate::gate::{Gate, Pass};
 use crate::module::Modules;
+use crate::parked::Parked;
 use crate::pinned::PinnedBuffer;
+use crate::recording::Parties;
 use crate::slice::{CudaSlice, CudaSliceMut};
 use crate::stream::{Event, Stream};
 use cudarc::driver::{result, sys};
 use std::fmt;
-use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use syncbn_core::{Code, DType, Device, Error, Result};
 
@@ -40,20 +42,24 @@ pub(crate) struct Inner {
     info: DeviceInfo,
     context: sys::CUcontext,
     pub(crate) stream: Stream,
+    /// For the little that must not wait for the compute stream, nor be recorded with it.
+    pub(crate) side_stream: Stream,
     allocator: Mutex<Allocator>,
     pub(crate) modules: Modules,
     pub(crate) counts: AtomicCounts,
     pub(crate) cublas: OnceLock<Option<Cublas>>,
     /// Address and number of the counters kernels use to find their last block.
     counters: Mutex<(u64, usize)>,
-    /// Address of the status word.
+    /// Address of the status word; set when the device is opened.
     pub(crate) status: OnceLock<u64>,
     /// Words the status was copied to, for the next time.
     pub(crate) status_copies: Mutex<Vec<PinnedBuffer>>,
     /// Why results on this device cannot be trusted any more, by the one who said so.
     pub(crate) faults: Mutex<Vec<(u64, Error)>>,
-    /// The graph being recorded; 0 for none.
-    pub(crate) recording: AtomicU64,
+    pub(crate) gate: Gate,
+    /// Who takes part in the recording under way.
+    pub(crate) parties: Parties,
+    pub(crate) parked: Parked,
 }
 
 // SAFETY: the context is a handle the driver allows on every thread; everything else is Send and Sync by itself.
@@ -117,6 +123,7 @@ impl Cuda {
             return Err(Error::expected(Code::Device, "cuda", expected, got));
         }
         let device = Self::open(ordinal)?;
+        device.make_status()?;
         devices.push(device.clone());
         Ok(device)
     }
@@ -132,6 +139,7 @@ impl Cuda {
             info,
             context,
             stream: Stream::new()?,
+            side_stream: Stream::new_urgent()?,
             allocator: Mutex::default(),
             modules: Modules::default(),
             counts: AtomicCounts::default(),
@@ -140,7 +148,9 @@ impl Cuda {
             status: OnceLock::new(),
             status_copies: Mutex::default(),
             faults: Mutex::default(),
-            recording: AtomicU64::new(0),
+            gate: Gate::default(),
+            parties: Parties::default(),
+            parked: Parked::default(),
         })))
     }
 
@@ -178,6 +188,18 @@ impl Cuda {
         check("cuCtxSetCurrent", unsafe { result::ctx::set_current(self.0.context) })
     }
 
+    /// Makes the device's context this thread's, and keeps other threads from beginning to record for as long as the
+    /// result lives; waits while one does. See [`Gate`].
+    pub(crate) fn enter(&self) -> Result<Pass<'_>> {
+        self.bind()?;
+        self.0.gate.enter()
+    }
+
+    /// The graph this thread records on this device.
+    pub(crate) fn recording(&self) -> Option<u64> {
+        self.0.gate.recording()
+    }
+
     /// A stream for communication, of high priority.
     pub fn new_stream(&self) -> Result<Stream> {
         self.bind()?;
@@ -192,13 +214,23 @@ impl Cuda {
     /// An event recorded on `stream` now.
     pub fn record(&self, stream: &Stream) -> Result<Event> {
         let event = self.new_event(false)?;
+        let _pass = self.enter()?;
         event.record(stream)?;
         Ok(event)
     }
 
     /// `after` waits for what is enqueued on `before` so far.
     pub fn order(&self, before: &Stream, after: &Stream) -> Result<()> {
-        after.wait(&self.record(before)?)
+        let event = self.new_event(false)?;
+        let _pass = self.enter()?;
+        event.record(before)?;
+        after.wait(&event)
+    }
+
+    /// Later work of the compute stream waits for what `event` marks.
+    pub fn wait_in_stream(&self, event: &Event) -> Result<()> {
+        let _pass = self.enter()?;
+        self.stream().wait(event)
     }
 
     /// Uninitialised memory of `bytes` bytes: for messages, statistics and scratch.
@@ -213,15 +245,42 @@ impl Cuda {
     }
 
     pub(crate) fn allocate(&self, bytes: usize, dtype: DType, shape: &[usize]) -> Result<Block> {
-        self.bind()?;
+        let _pass = self.enter()?;
+        let (name, recording) = (self.to_string(), self.recording());
         let wait = || self.0.stream.synchronize();
-        lock(&self.0.allocator).allocate(&self.to_string(), bytes, dtype, shape, wait)
+        lock(&self.0.allocator).allocate(&name, bytes, (dtype, shape), recording, wait)
     }
 
     pub(crate) fn release(&self, block: Block) {
-        // Where the context cannot be made current, the process is ending and its memory with it.
-        if self.bind().is_ok() {
-            lock(&self.0.allocator).release(block, || self.0.stream.synchronize());
+        // Where the context cannot be made current, the process is ending and its memory with it; where another thread
+        // has been recording all the time, the block is lost for good.
+        let Ok(_pass) = self.enter() else { return };
+        let recording = self.recording();
+        let mut allocator = lock(&self.0.allocator);
+        if poisons_freed() && recording.is_none() && !allocator.is_used_by_graphs(block) {
+            self.poison(block);
+        }
+        allocator.release(block, recording, || self.0.stream.synchronize());
+    }
+
+    /// Fills memory that is about to be free, in stream order. The caller holds a pass.
+    fn poison(&self, block: Block) {
+        // SAFETY: the block is this device's and nothing uses it after what is enqueued so far. Where the driver fails,
+        // it fails the next call too.
+        let _ = unsafe { result::memset_d8_async(block.pointer, POISON, block.capacity(), self.0.stream.raw()) };
+    }
+
+    /// If this thread records, the graph will use the block at `pointer` at every replay.
+    pub(crate) fn note_use(&self, pointer: u64) {
+        if let Some(graph) = self.recording() {
+            lock(&self.0.allocator).note_use(graph, pointer);
+        }
+    }
+
+    /// The same for memory that `owner` keeps alive.
+    pub(crate) fn note_foreign_use(&self, owner: &ForeignOwner) {
+        if let Some(graph) = self.recording() {
+            lock(&self.0.allocator).note_foreign_use(graph, owner);
         }
     }
 
@@ -241,7 +300,7 @@ impl Cuda {
     }
 
     pub(crate) fn release_kept(&self) -> Result<()> {
-        self.bind()?;
+        let _pass = self.enter()?;
         lock(&self.0.allocator).release_kept(|| self.0.stream.synchronize())
     }
 
@@ -256,6 +315,7 @@ impl Cuda {
     /// Device address of at least `n` u32 counters that are 0 between kernels: a kernel that counts on them leaves them
     /// at 0. Kernels of one stream share them, since they run one after the other.
     pub(crate) fn counters(&self, n: usize) -> Result<u64> {
+        let _pass = self.enter()?;
         let mut counters = lock(&self.0.counters);
         if counters.1 < n {
             let n = n.max(FIRST_COUNTERS).next_power_of_two();
@@ -265,25 +325,31 @@ impl Cuda {
         Ok(counters.0)
     }
 
-    /// Sets the counters back to 0, after work on the device was cut short.
-    pub fn reset_counters(&self) -> Result<()> {
+    /// Sets the counters back to 0, in stream order, after work on the device was cut short.
+    pub(crate) fn reset_counters(&self) -> Result<()> {
+        let _pass = self.enter()?;
         let (address, n) = *lock(&self.0.counters);
-        if n == 0 { Ok(()) } else { self.zero(address, n * size_of::<u32>()) }
+        if n == 0 {
+            return Ok(());
+        }
+        // SAFETY: the counters are this device's, that many, and never freed.
+        check("cuMemsetD8Async", unsafe {
+            result::memset_d8_async(address, 0, n * size_of::<u32>(), self.0.stream.raw())
+        })
     }
 
-    /// Zeroed memory that is never freed.
+    /// Zeroed memory that is never freed. It is zero at once, in a recording too, which does not take part. The caller
+    /// holds a pass, or is the first to use the device.
     pub(crate) fn permanent_zeros(&self, bytes: usize) -> Result<u64> {
-        let buffer = self.buffer(bytes)?;
-        self.zero(buffer.pointer(), bytes)?;
-        let address = buffer.pointer();
-        std::mem::forget(buffer);
+        let (name, recording) = (self.to_string(), self.recording());
+        let wait = || self.0.stream.synchronize();
+        let address = lock(&self.0.allocator).take_permanent(&name, bytes, recording, wait)?;
+        relaxed(|| {
+            // SAFETY: the memory is fresh and `bytes` bytes long.
+            check("cuMemsetD8Async", unsafe { result::memset_d8_async(address, 0, bytes, self.0.side_stream.raw()) })?;
+            self.0.side_stream.synchronize()
+        })?;
         Ok(address)
-    }
-
-    fn zero(&self, address: u64, bytes: usize) -> Result<()> {
-        self.bind()?;
-        // SAFETY: callers pass memory of this device that is at least `bytes` long.
-        check("cuMemsetD8Async", unsafe { result::memset_d8_async(address, 0, bytes, self.0.stream.raw()) })
     }
 }
 

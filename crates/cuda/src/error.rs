@@ -15,10 +15,15 @@ fn text(text: Result<&CStr, DriverError>) -> Cow<'_, str> {
     text.map_or("unknown".into(), CStr::to_string_lossy)
 }
 
-/// `result` of the driver call `call`, as [`Code::Cuda`], or [`Code::Capture`] where it is the capture that forbids it.
+/// `result` of the driver call `call`, as [`Code::Cuda`], [`Code::OutOfMemory`], or [`Code::Capture`] where it is
+/// the capture that forbids it.
 pub(crate) fn check<T>(call: &str, result: Result<T, DriverError>) -> Result<T> {
     result.map_err(|error| {
-        let code = if is_capture(error) { Code::Capture } else { Code::Cuda };
+        let code = match error.0 {
+            CUresult::CUDA_ERROR_OUT_OF_MEMORY => Code::OutOfMemory,
+            _ if is_capture(error) => Code::Capture,
+            _ => Code::Cuda,
+        };
         Error::new(code, format!("{call}: {}", describe(error)))
     })
 }

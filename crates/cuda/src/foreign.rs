@@ -1,24 +1,27 @@
 //! Device memory and streams of other CUDA libraries.
 
+use crate::allocator::ForeignOwner;
 use crate::device::Cuda;
 use crate::error::describe;
 use crate::slice::{CudaSlice, CudaSliceMut};
 use crate::stream::Stream;
 use cudarc::driver::sys;
-use std::any::Any;
 use std::ffi::c_void;
+use std::sync::Arc;
 use syncbn_core::{Code, DType, Error, Result};
 
 const OP: &str = "fromPointer";
 
 /// Elements in memory of another library, which `owner` keeps alive.
+///
+/// The owner is let go of when the device does not use the memory any more: work that is enqueued when this is dropped
+/// is waited for, and so are the graphs that have recorded uses of it.
 pub struct Foreign {
     device: Cuda,
     pointer: u64,
     dtype: DType,
     len: usize,
-    /// Dropped with this, and only for that.
-    _owner: Box<dyn Any + Send + Sync>,
+    owner: ForeignOwner,
 }
 
 impl std::fmt::Debug for Foreign {
@@ -41,19 +44,17 @@ impl Foreign {
     /// # Errors
     /// [`Code::Device`] if the driver does not know the address or knows it on another device; [`Code::Argument`] if it
     /// is not aligned for the type.
-    pub fn new(
-        device: &Cuda,
-        pointer: u64,
-        dtype: DType,
-        len: usize,
-        owner: Box<dyn Any + Send + Sync>,
-    ) -> Result<Self> {
+    pub fn new(device: &Cuda, pointer: u64, dtype: DType, len: usize, owner: ForeignOwner) -> Result<Self> {
         use sys::CUpointer_attribute as Attribute;
         if !pointer.is_multiple_of(dtype.size() as u64) {
             let expected = format!("an address that is a multiple of {} for {dtype}", dtype.size());
             return Err(Error::expected(Code::Argument, OP, expected, format!("{pointer:#x}")));
         }
-        let foreign = Self { device: device.clone(), pointer, dtype, len, _owner: owner };
+        let bytes = len.checked_mul(dtype.size()).and_then(|bytes| u64::try_from(bytes).ok());
+        let Some(bytes) = bytes.filter(|bytes| pointer.checked_add(*bytes).is_some()) else {
+            return Err(Error::expected(Code::Argument, OP, "a range of addresses", format!("{len} × {dtype}")));
+        };
+        let foreign = Self { device: device.clone(), pointer, dtype, len, owner };
         if len == 0 {
             return Ok(foreign);
         }
@@ -68,6 +69,16 @@ impl Foreign {
         if usize::try_from(ordinal) != Ok(device.ordinal()) {
             return Err(wrong(format!("{pointer:#x} on cuda:{ordinal}")));
         }
+        // A driver that does not tell, as for memory mapped piece by piece, is no reason to refuse.
+        let start = attribute::<u64>(pointer, Attribute::CU_POINTER_ATTRIBUTE_RANGE_START_ADDR);
+        let size = attribute::<usize>(pointer, Attribute::CU_POINTER_ATTRIBUTE_RANGE_SIZE);
+        if let (Ok(start), Ok(size)) = (start, size)
+            && pointer + bytes > start + size as u64
+        {
+            let left = start + size as u64 - pointer;
+            let got = format!("{left} bytes from {pointer:#x} to the end of its allocation");
+            return Err(Error::expected(Code::Argument, OP, format!("at least {bytes} bytes"), got));
+        }
         Ok(foreign)
     }
 
@@ -76,8 +87,9 @@ impl Foreign {
         &self.device
     }
 
-    /// Device address.
+    /// Device address. Whoever asks is about to enqueue work with it.
     pub fn pointer(&self) -> u64 {
+        self.device.note_foreign_use(&self.owner);
         self.pointer
     }
 
@@ -100,13 +112,26 @@ impl Foreign {
     pub fn slice(&self) -> CudaSlice<'_> {
         // SAFETY: the driver knows the address on this device; that it holds as many elements is what the caller of
         // `new` said, and the owner keeps it alive.
-        unsafe { CudaSlice::new(self.pointer, self.len, self.dtype) }
+        unsafe { CudaSlice::new(self.pointer(), self.len, self.dtype) }
     }
 
     /// The elements, to be written.
     pub fn slice_mut(&self) -> CudaSliceMut<'_> {
         // SAFETY: as above; writes are ordered by the stream.
-        unsafe { CudaSliceMut::new(self.pointer, self.len, self.dtype) }
+        unsafe { CudaSliceMut::new(self.pointer(), self.len, self.dtype) }
+    }
+}
+
+impl Drop for Foreign {
+    fn drop(&mut self) {
+        // An event in a recording says nothing of what runs before it. So the graph holds the owner, used or not.
+        if self.device.is_capturing() {
+            return self.device.note_foreign_use(&self.owner);
+        }
+        // Where no event can be recorded, the device has failed, or the process is ending.
+        if let Ok(event) = self.device.record(self.device.stream()) {
+            self.device.park(event, Box::new(Arc::clone(&self.owner)));
+        }
     }
 }
 
@@ -114,7 +139,11 @@ impl Cuda {
     /// Later work of this device waits for what is enqueued on another library's stream so far.
     ///
     /// `handle` is a CUstream of this device, or 0, 1, 2 for CUDA's default streams.
+    ///
+    /// # Errors
+    /// [`Code::Capture`] inside a capture, which that stream is no part of.
     pub fn wait_for_stream(&self, handle: u64) -> Result<()> {
+        self.refuse_in_capture("a wait for another library's stream")?;
         // SAFETY: what this function's caller promises; the stream is used before this returns and not kept.
         let stream = unsafe { Stream::foreign(handle) };
         self.order(&stream, self.stream())

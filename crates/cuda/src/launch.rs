@@ -38,6 +38,7 @@ impl Cuda {
     pub(crate) fn launch<P: Params>(&self, kernel: Kernel<'_>, config: LaunchConfig, params: &P) -> Result<()> {
         self.bind()?;
         let function = self.function(kernel)?;
+        let _pass = self.enter()?;
         let mut arguments = [std::ptr::from_ref(params).cast_mut().cast::<c_void>()];
         let LaunchConfig { grid, block, shared_bytes } = config;
         AtomicCounts::count(&self.0.counts.launches);

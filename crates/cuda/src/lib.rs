@@ -11,7 +11,8 @@
 //!
 //! Code map: `driver` finds and loads libcuda, `device` is [`Cuda`] itself, `allocator` and `buffer` its memory, `copy`
 //! what goes to and from the host, `stream` streams and events, `module` and `launch` the kernels' way to the device,
-//! `capture` the recording of graphs; `batch_norm` and `ops` have a launcher for each kernel.
+//! `capture` the recording of graphs, `recording` who is told of replays, `gate` what keeps other threads out meanwhile;
+//! `parked` holds what the device still uses; `batch_norm` and `ops` have a launcher for each kernel.
 
 mod allocator;
 mod batch_norm;
@@ -25,22 +26,28 @@ mod divider;
 pub mod driver;
 mod error;
 mod foreign;
+mod gate;
 pub mod kernel_table;
 mod launch;
 mod module;
 mod ops;
+mod parked;
 mod pinned;
+mod recording;
 mod slice;
 mod status;
 pub mod stream;
 
-pub use allocator::{MemoryStats, release_kept, set_keep_freed};
+pub use allocator::{MemoryStats, release_kept, set_keep_freed, set_poison_freed};
 pub use buffer::CudaBuffer;
 pub use capture::Graph;
 pub use counts::Counts;
 pub use device::{Cuda, DeviceInfo};
 pub use foreign::Foreign;
+pub use gate::refuse_while_recording;
 pub use ops::set_convolution_workspace;
+pub use parked::let_go_of_parked;
 pub use pinned::PinnedBuffer;
+pub use recording::{GraphHandle, Participant};
 pub use slice::{CudaSlice, CudaSliceMut};
 pub use stream::{Event, Stream};

@@ -1,5 +1,6 @@
 //! Host memory that the device reads and writes by itself, so that copies need no other staging and do not block.
 
+use crate::allocator::relaxed;
 use crate::device::Cuda;
 use crate::error::check;
 use cudarc::driver::result;
@@ -30,7 +31,7 @@ impl PinnedBuffer {
         device.bind()?;
         let size = bytes.max(1);
         // SAFETY: the context is current; the memory is freed by Drop.
-        let pointer = check("cuMemHostAlloc", unsafe { result::malloc_host(size, 0) })?;
+        let pointer = check("cuMemHostAlloc", relaxed(|| unsafe { result::malloc_host(size, 0) }))?;
         let pointer = NonNull::new(pointer.cast::<u8>())
             .ok_or_else(|| syncbn_core::Error::internal("cuMemHostAlloc gave no memory"))?;
         // SAFETY: the memory is fresh and `size` bytes long.
@@ -56,7 +57,7 @@ impl Drop for PinnedBuffer {
         if self.device.bind().is_ok() {
             // SAFETY: made by malloc_host and freed once. An error here (the process is ending and the driver with it)
             // has nobody to go to.
-            let _ = unsafe { result::free_host(self.pointer.as_ptr().cast()) };
+            let _ = relaxed(|| unsafe { result::free_host(self.pointer.as_ptr().cast()) });
         }
     }
 }

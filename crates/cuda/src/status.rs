@@ -3,13 +3,13 @@
 //! A kernel that finds something wrong writes a code to the device's status word, unless one is there already. Every
 //! call that waits for the device reads the word. So nothing waits to look for errors, and none is lost.
 
+use crate::allocator::relaxed;
 use crate::counts::AtomicCounts;
 use crate::device::{Cuda, lock};
 use crate::error::check;
 use crate::pinned::PinnedBuffer;
 use crate::stream::{Event, Stream};
 use cudarc::driver::result;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use syncbn_core::{Code, Error, Result};
 
@@ -17,6 +17,8 @@ use syncbn_core::{Code, Error, Result};
 const SPIN: Duration = Duration::from_micros(100);
 /// The longest sleep between looks.
 const LONGEST_SLEEP: Duration = Duration::from_micros(500);
+/// How long a report of a fault waits until the device's word is written.
+const REPORT_TIMEOUT: Duration = Duration::from_millis(100);
 /// Size of the status word.
 const WORD: usize = size_of::<u32>();
 
@@ -36,18 +38,21 @@ fn status_error(word: u32) -> Error {
 }
 
 impl Cuda {
-    /// Device address of the status word.
-    pub(crate) fn status(&self) -> Result<u64> {
-        if let Some(&address) = self.0.status.get() {
-            return Ok(address);
-        }
+    /// Makes the status word, when the device is opened: later it would be in the way of a fault or of a recording.
+    pub(crate) fn make_status(&self) -> Result<()> {
         let address = self.permanent_zeros(WORD)?;
-        Ok(*self.0.status.get_or_init(|| address))
+        self.0.status.set(address).map_err(|_| Error::internal("a device is opened once"))?;
+        self.counters(1).map(drop)
     }
 
-    /// Fails while a graph is being recorded: `what` waits for the device or moves data to or from the host.
+    /// Device address of the status word.
+    pub(crate) fn status(&self) -> Result<u64> {
+        self.0.status.get().copied().ok_or_else(|| Error::internal("the device has no status word"))
+    }
+
+    /// Fails while this thread records a graph: `what` waits for the device or moves data to or from the host.
     pub fn refuse_in_capture(&self, what: &str) -> Result<()> {
-        if self.0.recording.load(Ordering::Relaxed) == 0 {
+        if !self.is_capturing() {
             return Ok(());
         }
         let message = format!(
@@ -68,11 +73,19 @@ impl Cuda {
         let address = self.status()?;
         let copy = lock(&self.0.status_copies).pop();
         let mut copy = copy.map_or_else(|| PinnedBuffer::new(self, WORD), Ok)?;
-        self.bind()?;
-        // SAFETY: the word is on this device and as long as the copy, which is not touched before the event is done.
-        let copied = unsafe { result::memcpy_dtoh_async(copy.as_mut_slice(), address, self.stream().raw()) };
-        check("cuMemcpyDtoHAsync", copied)?;
-        self.wait_for(&self.record(self.stream())?, keep_waiting)?;
+        let event = self.new_event(false)?;
+        {
+            let _pass = self.enter()?;
+            // SAFETY: the word is on this device and as long as the copy, which is not touched before the event is done.
+            let copied = unsafe { result::memcpy_dtoh_async(copy.as_mut_slice(), address, self.stream().raw()) };
+            check("cuMemcpyDtoHAsync", copied)?;
+            event.record(self.stream())?;
+        }
+        if let Err(error) = self.wait_for(&event, keep_waiting) {
+            // The device may still write to the copy.
+            self.park(event, Box::new(copy));
+            return Err(error);
+        }
         let word = copy.as_slice().first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes));
         lock(&self.0.status_copies).push(copy);
         if let Some((_, error)) = lock(&self.0.faults).first() {
@@ -88,7 +101,7 @@ impl Cuda {
     /// Enqueues the write of a code of at most one byte.
     fn write_status(&self, code: u8, stream: &Stream) -> Result<()> {
         let address = self.status()?;
-        self.bind()?;
+        let _pass = self.enter()?;
         // SAFETY: the word is on this device; its first byte is the least significant one.
         check("cuMemsetD8Async", unsafe { result::memset_d8_async(address, code, 1, stream.raw()) })
     }
@@ -114,12 +127,23 @@ impl Cuda {
     /// running statistics do not, until [`clear_fault`](Self::clear_fault) is called with the same `reporter`.
     pub fn report_fault(&self, reporter: u64, error: Error) {
         lock(&self.0.faults).push((reporter, error));
-        // Not on the compute stream, where what hangs may be in the way. Where the word cannot be written the device is
-        // lost, which every later call will say.
-        let _ = self.new_stream().and_then(|stream| {
-            self.write_status(FAULT, &stream)?;
-            stream.synchronize()
-        });
+        // Not on the compute stream, where what hangs may be in the way, nor in a recording, which this is no part of.
+        // Where the word cannot be written the device is lost, which every later call will say; and where that takes
+        // long, what hangs must be ended first, which only the caller can do.
+        let _ = relaxed(|| self.write_fault());
+    }
+
+    fn write_fault(&self) -> Result<()> {
+        let (address, stream) = (self.status()?, &self.0.side_stream);
+        let event = self.new_event(false)?;
+        // SAFETY: as in `write_status`.
+        check("cuMemsetD8Async", unsafe { result::memset_d8_async(address, FAULT, 1, stream.raw()) })?;
+        event.record(stream)?;
+        let start = Instant::now();
+        while !event.is_done()? && start.elapsed() < REPORT_TIMEOUT {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
     }
 
     /// Forgets what `reporter` reported.
@@ -128,8 +152,8 @@ impl Cuda {
         let known = faults.len();
         faults.retain(|(other, _)| *other != reporter);
         if faults.is_empty() && known > 0 {
-            // As above.
-            let _ = self.write_status(0, self.stream());
+            // A device that fails now says so to whoever uses it next.
+            let _ = self.write_status(0, self.stream()).and_then(|()| self.reset_counters());
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Streams and events of one device.
 
+use crate::allocator::relaxed;
 use crate::device::Cuda;
 use crate::error::check;
 use cudarc::driver::{result, sys};
@@ -73,7 +74,7 @@ impl Drop for Stream {
         if self.owned {
             // SAFETY: made by this type and destroyed once; the driver finishes what is enqueued. An error here (the
             // process is ending and the driver with it) has nobody to go to.
-            let _ = unsafe { result::stream::destroy(self.raw) };
+            let _ = relaxed(|| unsafe { result::stream::destroy(self.raw) });
         }
     }
 }
@@ -138,7 +139,7 @@ impl Drop for Event {
         if self.device.bind().is_ok() {
             // SAFETY: made by this type and destroyed once; the driver keeps what waits for it. An error here (the
             // process is ending and the driver with it) has nobody to go to.
-            let _ = unsafe { result::event::destroy(self.raw) };
+            let _ = relaxed(|| unsafe { result::event::destroy(self.raw) });
         }
     }
 }

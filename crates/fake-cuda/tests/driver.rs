@@ -171,6 +171,24 @@ fn freeing_what_another_stream_uses_needs_an_event() {
 }
 
 #[test]
+fn filling_with_nan_what_another_stream_uses_needs_an_event() {
+    let use_and_fill = |ordered: bool| {
+        let gpu = Gpu::new(0);
+        let (first, second, y) = (gpu.stream(), gpu.stream(), gpu.allocate(100));
+        gpu.stall(second, 50);
+        gpu.launch(second, "fake_test_add", 1, 128, Params { x: y, y, value: 0.0, count: 100 });
+        if ordered {
+            order(second, first);
+        }
+        // SAFETY: the memory is that long.
+        check(unsafe { sys::cuMemsetD8Async(y, 0xFF, 400, first) });
+    };
+    use_and_fill(true);
+    let output = in_child("filling_with_nan_what_another_stream_uses_needs_an_event", &[], || use_and_fill(false));
+    assert_died(&output, "filled with NaN in the order of one stream while fake_test_add may still use them");
+}
+
+#[test]
 fn memory_is_limited() {
     let output = in_child("memory_is_limited", &[("FAKE_CUDA_MEMORY", "1000")], || {
         let gpu = Gpu::new(0);

@@ -10,7 +10,7 @@ use napi_derive::napi;
 use std::cell::RefCell;
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use syncbn_core::{Code, Error};
 use syncbn_runtime::gpu::{self, Graph, Pointer};
 
@@ -45,6 +45,7 @@ pub fn new_owner() -> u32 {
 /// This environment's owners whose memory was let go of, once each.
 #[napi(catch_unwind)]
 pub fn released_owners() -> Vec<u32> {
+    gpu::let_go_of_parked();
     let mut released = RELEASED.lock().unwrap_or_else(PoisonError::into_inner);
     HELD.with_borrow_mut(|held| {
         let (mine, others) = released.drain(..).partition(|id| held.remove(id));
@@ -132,7 +133,7 @@ pub fn tensor_from_pointer(
 ) -> Result<BindingTensor> {
     const OP: &str = "fromPointer";
     // From here on the owner is let go of when the tensor is, or at once if there is none.
-    let owner = Box::new(Owner(count(OP, "owner", owner)? as u32));
+    let owner = Arc::new(Owner(count(OP, "owner", owner)? as u32));
     let (device, shape) = (device(OP, &device_name)?, sizes(OP, &shape)?);
     let pointer = Pointer {
         address: address(OP, &pointer)?,
@@ -146,7 +147,7 @@ pub fn tensor_from_pointer(
 
 /// Recorded work. Opaque to JavaScript.
 #[napi]
-pub struct BindingGraph(RefCell<Option<Graph>>);
+pub struct BindingGraph(RefCell<Option<Arc<Graph>>>);
 
 #[napi(catch_unwind)]
 pub fn capture_start(device_name: String) -> Result<()> {

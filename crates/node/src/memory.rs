@@ -24,6 +24,9 @@ pub fn on_load(_exports: napi::bindgen_prelude::Object<'_>, env: Env) -> Result<
     if std::env::var("SYNCBN_CUDA_NO_CACHE").is_ok_and(|value| value == "1") {
         syncbn_runtime::gpu::set_keep_freed(false);
     }
+    if std::env::var("SYNCBN_CUDA_POISON").is_ok_and(|value| value == "1") {
+        syncbn_runtime::gpu::set_poison_freed(true);
+    }
     set_interrupt(is_ending);
     env.add_env_cleanup_hook((), |()| {
         ENVIRONMENT.set(None);

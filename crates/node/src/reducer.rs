@@ -17,8 +17,9 @@ pub fn verify_parameters(
     group: &BindingGroup,
     names: Vec<String>,
     tensors: Vec<ClassInstance<'_, BindingTensor>>,
+    others: Vec<ClassInstance<'_, BindingTensor>>,
 ) -> Result<()> {
-    checked(reducer::verify_parameters(group.get(), &names, &all(&tensors)?))
+    checked(reducer::verify_parameters(group.get(), &names, &all(&tensors)?, &all(&others)?))
 }
 
 #[napi(catch_unwind)]

@@ -40,6 +40,16 @@ pub fn expect_channels(
     Ok(())
 }
 
+/// Fails if running statistics are of a half type: an average that moves by less than its last bit stands still.
+fn expect_running(what: &str, operand: Option<Operand>) -> Result<()> {
+    match operand {
+        Some((_, dtype)) if !matches!(dtype, DType::F32 | DType::F64) => {
+            Err(Error::expected(Code::DType, OP, format!("{what} of float32"), dtype))
+        }
+        _ => Ok(()),
+    }
+}
+
 pub(crate) fn expect_eps(eps: f64) -> Result<()> {
     if eps > 0.0 && eps.is_finite() {
         return Ok(());
@@ -87,6 +97,8 @@ pub(crate) fn training(
     expect_channels(OP, "bias", operands.bias, shape, input)?;
     expect_channels(OP, "runningMean", operands.running_mean, shape, input)?;
     expect_channels(OP, "runningVar", operands.running_var, shape, input)?;
+    expect_running("runningMean", operands.running_mean)?;
+    expect_running("runningVar", operands.running_var)?;
     if operands.running_mean.is_some() != operands.running_var.is_some() {
         return Err(Error::expected(Code::Argument, OP, "runningMean and runningVar, or neither", "one of them"));
     }

@@ -4,21 +4,33 @@ use crate::device::{Device, keep_waiting};
 use crate::tensor::Tensor;
 use std::any::Any;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 use syncbn_comm::Environment;
 use syncbn_core::{DType, Error, MemoryFormat, Result};
 use syncbn_cuda::{Cuda, DeviceInfo, Foreign, driver};
 use syncbn_nccl::{Nccl, Search};
 
-pub use syncbn_cuda::{Counts, Graph, set_keep_freed};
+pub use syncbn_cuda::{Counts, Graph, set_keep_freed, set_poison_freed};
 
 /// Number of GPUs; why there are none to use otherwise.
 pub fn device_count() -> Result<usize> {
     driver::device_count()
 }
 
-/// Waits until a device has finished what was enqueued; see [`Cuda::synchronize`].
+/// Waits until a device has finished what was enqueued, collectives that nobody has waited for among it; see
+/// [`Cuda::synchronize`].
 pub fn synchronize(device: &Device) -> Result<()> {
-    device.cuda().map_or(Ok(()), |cuda| cuda.synchronize(&keep_waiting))
+    let Some(cuda) = device.cuda() else { return Ok(()) };
+    cuda.refuse_in_capture("synchronize")?;
+    crate::nccl::join_communication(cuda)?;
+    cuda.synchronize(&keep_waiting)?;
+    cuda.let_go_of_parked();
+    Ok(())
+}
+
+/// Lets go of what the devices do not use any more: owners of other libraries' memory among it.
+pub fn let_go_of_parked() {
+    syncbn_cuda::let_go_of_parked();
 }
 
 /// One GPU of this machine.
@@ -62,9 +74,11 @@ pub(crate) fn nccl_search(environment: &Environment) -> Search {
 
 /// The GPU of index `ordinal`, with matrix products by the cuBLAS this process's environment names, or the loader's.
 pub(crate) fn open(ordinal: usize) -> Result<Cuda> {
+    static CUBLAS: OnceLock<Option<PathBuf>> = OnceLock::new();
     let cuda = Cuda::new(ordinal)?;
-    if let Some(path) = Environment::from_process().get("SYNCBN_CUBLAS_PATH") {
-        cuda.use_cublas(&[Path::new(path)]);
+    let named = || Environment::from_process().get("SYNCBN_CUBLAS_PATH").map(PathBuf::from);
+    if let Some(path) = CUBLAS.get_or_init(named) {
+        cuda.use_cublas(&[path]);
     }
     Ok(cuda)
 }
@@ -84,12 +98,16 @@ pub struct Pointer<'a> {
     pub stream: Option<u64>,
 }
 
-/// A tensor over memory of another CUDA library, without a copy; `owner` is dropped with it.
-pub fn from_pointer(device: &Device, pointer: &Pointer<'_>, owner: Box<dyn Any + Send + Sync>) -> Result<Tensor> {
+/// A tensor over memory of another CUDA library, without a copy. `owner` is dropped when neither the tensor nor the device
+/// nor a graph uses the memory any more.
+pub fn from_pointer(device: &Device, pointer: &Pointer<'_>, owner: Arc<dyn Any + Send + Sync>) -> Result<Tensor> {
     const OP: &str = "fromPointer";
     let Some(cuda) = device.cuda() else {
         return Err(Error::expected(syncbn_core::Code::Device, OP, "device 'cuda:N'", format!("'{device}'")));
     };
+    if pointer.stream.is_some() {
+        cuda.refuse_in_capture("a wait for another library's stream")?;
+    }
     let numel = crate::layout::numel(OP, pointer.shape)?;
     pointer.format.check_rank(OP, pointer.shape.len())?;
     let memory = Foreign::new(cuda, pointer.address, pointer.dtype, numel, owner)?;

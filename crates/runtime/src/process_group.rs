@@ -10,7 +10,7 @@ use crate::device::{Device, expect_one_device};
 use crate::nccl::setup::{self, Means};
 use crate::nccl::turn::{Ticket, Turn};
 use crate::nccl::{Members, NcclGroup};
-use crate::staging::{StagedExchange, Staging};
+use crate::staging::Staging;
 use crate::tensor::Tensor;
 use crate::work::Work;
 use std::sync::mpsc::{Sender, channel};
@@ -18,11 +18,14 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 use syncbn_comm::{CancelToken, Environment, Group, InitOptions, World};
 use syncbn_core::{Code, Collective, DType, Error, ReduceOp, Result};
-use syncbn_cuda::{Cuda, CudaBuffer};
+use syncbn_cuda::{Cuda, CudaBuffer, refuse_while_recording};
 
 pub use crate::nccl::setup::Backend;
 
 type Job = Box<dyn FnOnce(&Group) + Send>;
+
+/// What a recording refuses.
+const HOST_EXCHANGE: &str = "an exchange between hosts";
 
 /// The thread of a group, started by the first asynchronous call, and the last call it was given.
 #[derive(Default)]
@@ -282,13 +285,21 @@ impl ProcessGroup {
     }
 
     /// Runs `call` here, after everything queued.
+    ///
+    /// # Errors
+    /// Its own; [`Code::Capture`] in a recording, which what hosts exchange is no part of.
     pub fn run<T>(&self, call: impl FnOnce(&Group) -> Result<T>) -> Result<T> {
+        refuse_while_recording(HOST_EXCHANGE)?;
         self.wait_idle();
         call(&self.0.group)
     }
 
     /// Runs `call` on the group's thread, after everything queued.
-    pub fn submit(&self, call: impl FnOnce(&Group) -> Result<()> + Send + 'static) -> Work {
+    ///
+    /// # Errors
+    /// [`Code::Capture`] in a recording; what `call` says is in the work.
+    pub fn submit(&self, call: impl FnOnce(&Group) -> Result<()> + Send + 'static) -> Result<Work> {
+        refuse_while_recording(HOST_EXCHANGE)?;
         let work = Work::default();
         let job: Job = Box::new({
             let work = work.clone();
@@ -303,7 +314,7 @@ impl ProcessGroup {
             work.complete(Err(Error::internal("the group's thread is gone")));
         }
         queue.last = Some(work.clone());
-        work
+        Ok(work)
     }
 }
 
@@ -356,16 +367,17 @@ pub fn all_reduce(group: &ProcessGroup, data: &Tensor, op: ReduceOp) -> Result<W
     let dtype = data.dtype();
     let Device::Cuda(cuda) = data.device() else {
         let mut guard = data.storage().write_owned()?;
+        let work = group.submit(move |group| group.all_reduce(guard.bytes(), dtype, op))?;
         data.storage().bump_version();
-        return Ok(group.submit(move |group| group.all_reduce(guard.bytes(), dtype, op)));
+        return Ok(work);
     };
     group.expect_device(OP, &cuda)?;
     let guard = data.storage().cuda()?.write_owned()?;
     let work = match &group.0.nccl {
         Some(nccl) => nccl.start_all_reduce(guard, op)?,
         None => {
-            let staged = StagedExchange::start(guard)?;
-            group.submit(move |group| staged.finish(|bytes| group.all_reduce(bytes, dtype, op)))
+            let staged = group.0.staging.start(guard)?;
+            group.submit(move |group| staged.finish(|bytes| group.all_reduce(bytes, dtype, op)))?
         }
     };
     data.storage().bump_version();
@@ -396,15 +408,16 @@ pub fn all_gather(group: &ProcessGroup, outputs: &[Tensor], input: &Tensor) -> R
     let mut slots = vec![0; size * group.size()];
     slots[rank.unwrap_or(0) * size..][..size].copy_from_slice(input.read()?.bytes());
     let mut guards = contiguous.iter().map(|output| output.storage().write_owned()).collect::<Result<Vec<_>>>()?;
-    contiguous.iter().for_each(|output| output.storage().bump_version());
-    Ok(group.submit(move |group| {
+    let work = group.submit(move |group| {
         group.all_gather(&mut slots)?;
         guards
             .iter_mut()
             .zip(slots.chunks_exact(size.max(1)))
             .for_each(|(guard, slot)| guard.bytes().copy_from_slice(slot));
         Ok(())
-    }))
+    })?;
+    contiguous.iter().for_each(|output| output.storage().bump_version());
+    Ok(work)
 }
 
 #[cold]
@@ -418,8 +431,9 @@ fn all_gather_on_device(group: &ProcessGroup, cuda: &Cuda, outputs: &[Tensor], i
     if outputs.iter().any(|output| !output.is_contiguous()) {
         return Err(not_contiguous());
     }
-    let own = &outputs[group.member_rank().unwrap_or(0)];
-    own.copy_from(input)?;
+    // Every output must be free before the first is written.
+    outputs.iter().try_for_each(|output| output.storage().cuda()?.write().map(drop))?;
+    outputs[group.member_rank().unwrap_or(0)].copy_from(input)?;
     let guards = outputs.iter().map(|output| output.storage().cuda()?.write_owned()).collect::<Result<Vec<_>>>()?;
     outputs.iter().for_each(|output| output.storage().bump_version());
     let rooted = guards.into_iter().zip(0..);
@@ -436,11 +450,11 @@ fn start_staged_broadcasts(
 ) -> Result<Work> {
     let staged = rooted
         .into_iter()
-        .map(|(guard, root)| Ok((StagedExchange::start(guard)?, root)))
+        .map(|(guard, root)| Ok((group.0.staging.start(guard)?, root)))
         .collect::<Result<Vec<_>>>()?;
-    Ok(group.submit(move |group| {
+    group.submit(move |group| {
         staged.into_iter().try_for_each(|(staged, root)| staged.finish(|bytes| group.broadcast(bytes, root)))
-    }))
+    })
 }
 
 /// Replaces `data` by that of global rank `src`.
@@ -449,8 +463,9 @@ pub fn broadcast(group: &ProcessGroup, data: &Tensor, src: usize) -> Result<Work
     let src = group.index_of("broadcast", src)?;
     if data.device() == Device::Cpu {
         let mut guard = data.storage().write_owned()?;
+        let work = group.submit(move |group| group.broadcast(guard.bytes(), src))?;
         data.storage().bump_version();
-        return Ok(group.submit(move |group| group.broadcast(guard.bytes(), src)));
+        return Ok(work);
     }
     let work = broadcast_on_device(group, std::slice::from_ref(data), src)?;
     data.storage().bump_version();
@@ -474,14 +489,14 @@ pub(crate) fn broadcast_on_device(group: &ProcessGroup, data: &[Tensor], src: us
 /// Completes when every rank has called it.
 pub fn barrier(group: &ProcessGroup) -> Result<Work> {
     group.expect_member("barrier")?;
-    Ok(group.submit(Group::barrier))
+    group.submit(Group::barrier)
 }
 
 /// Like [`barrier`], and its error names the ranks that did not come.
 pub fn monitored_barrier(group: &ProcessGroup, timeout: Option<Duration>) -> Result<Work> {
     group.expect_member("monitored_barrier")?;
     let timeout = timeout.unwrap_or(group.timeout());
-    Ok(group.submit(move |group| group.monitored_barrier(timeout)))
+    group.submit(move |group| group.monitored_barrier(timeout))
 }
 
 impl Collective<Vec<u8>> for ProcessGroup {

@@ -1,6 +1,7 @@
 //! Averages gradients over ranks, in buckets, while backward goes on.
 //!
-//! The verbs are those of PyTorch's c10d `Reducer`. Buckets are handed to the group's thread in the order of the plan,
+//! Buckets of half-precision gradients are float32, so that sums lose nothing on the way. The verbs are those of
+//! PyTorch's c10d `Reducer`. Buckets are handed to the group's thread in the order of the plan,
 //! whatever order gradients become ready in, so that all ranks make the same calls.
 
 use crate::device::{Device, expect_one_device};
@@ -32,6 +33,8 @@ pub struct Reducer {
     group: ProcessGroup,
     device: Device,
     names: Vec<String>,
+    /// Of the parameters and their gradients.
+    dtypes: Vec<DType>,
     places: Vec<Place>,
     slots: Vec<Slot>,
     next: usize,
@@ -55,7 +58,9 @@ impl Reducer {
     ) -> Result<Self> {
         group.expect_member("DistributedDataParallel")?;
         parameters.iter().try_for_each(|parameter| parameter.expect_float("DistributedDataParallel"))?;
-        let sizes: Vec<_> = parameters.iter().map(|p| ParameterSize { numel: p.numel(), dtype: p.dtype() }).collect();
+        let dtypes: Vec<DType> = parameters.iter().map(Tensor::dtype).collect();
+        let size = |p: &Tensor| ParameterSize { numel: p.numel(), dtype: p.dtype().accumulate() };
+        let sizes: Vec<_> = parameters.iter().map(size).collect();
         let all: Vec<&Tensor> = parameters.iter().collect();
         expect_one_device("DistributedDataParallel", &all)?;
         let device = parameters.first().map_or(Device::Cpu, Tensor::device);
@@ -76,7 +81,7 @@ impl Reducer {
                 places[index] = Place { bucket, position };
             }
         }
-        Ok(Self { group, device, names, places, slots, next: 0, armed: false })
+        Ok(Self { group, device, names, dtypes, places, slots, next: 0, armed: false })
     }
 
     /// Starts a backward pass. `used` tells which parameters this rank's graph reaches; the answer tells which any
@@ -108,8 +113,7 @@ impl Reducer {
             return Ok(());
         }
         let Place { bucket, position } = self.place(index)?;
-        let dtype = self.slots[bucket].plan.dtype;
-        gradient.expect_dtype("DistributedDataParallel", "a gradient", dtype)?;
+        gradient.expect_dtype("DistributedDataParallel", "a gradient", self.dtypes[index])?;
         if self.slots[bucket].ready[position] {
             let message = format!("parameter {} was marked ready twice in one backward pass", self.names[index]);
             return Err(Error::new(Code::UnusedParameters, message));
@@ -200,31 +204,54 @@ fn range(plan: &Bucket, position: usize) -> std::ops::Range<usize> {
     plan.offsets[position]..plan.offsets.get(position + 1).copied().unwrap_or(plan.numel)
 }
 
-/// Fails on every rank unless all have the same tensors: number, names, shapes, types and formats, in order.
-pub fn verify_parameters(group: &ProcessGroup, names: &[String], tensors: &[Tensor]) -> Result<()> {
-    group.expect_member("DistributedDataParallel")?;
-    let lines: Vec<String> = names
-        .iter()
-        .zip(tensors)
-        .map(|(name, tensor)| format!("{name} {:?} {} {}", tensor.shape(), tensor.dtype(), tensor.format()))
-        .collect();
+/// Fails on every rank unless all have the same tensors: number, names, shapes, types and formats, in order; and unless
+/// every rank's tensors, `others` included, are where its group exchanges.
+pub fn verify_parameters(group: &ProcessGroup, names: &[String], tensors: &[Tensor], others: &[Tensor]) -> Result<()> {
+    const OP: &str = "DistributedDataParallel";
+    group.expect_member(OP)?;
+    // The others learn of it before anybody is kept waiting.
+    let places = check_places(group, tensors, others);
+    let verdict = places.as_ref().map_or_else(|error| error.message().replace('\n', " "), |()| String::new());
+    let describe = |(name, tensor): (&String, &Tensor)| {
+        format!("{name} {:?} {} {}", tensor.shape(), tensor.dtype(), tensor.format())
+    };
+    let lines: Vec<String> = [verdict].into_iter().chain(names.iter().zip(tensors).map(describe)).collect();
     let all = group.run(|group| gather_text(group, &lines.join("\n")))?;
-    let first: Vec<&str> = all[0].lines().collect();
-    for (rank, text) in all.iter().enumerate().skip(1) {
-        let theirs: Vec<&str> = text.lines().collect();
-        let differs = (0..first.len().max(theirs.len())).find(|&i| first.get(i) != theirs.get(i));
+    places?;
+    let texts: Vec<Vec<&str>> = all.iter().map(|text| text.split('\n').collect()).collect();
+    if let Some(index) = texts.iter().position(|text| !text[0].is_empty()) {
+        let (rank, why) = (group.ranks()[index], texts[index][0]);
+        let error = Error::new(Code::Device, format!("{OP}: rank {rank} cannot take part: {why}"));
+        return Err(error.with_group(group.name()).with_peer(rank));
+    }
+    for (index, theirs) in texts.iter().enumerate().skip(1) {
+        let first = &texts[0];
+        let differs = (1..first.len().max(theirs.len())).find(|&i| first.get(i) != theirs.get(i));
         if let Some(i) = differs {
             let show = |lines: &[&str]| lines.get(i).map_or("nothing".to_string(), |line| (*line).to_string());
-            let (r0, r) = (group.ranks()[0], group.ranks()[rank]);
+            let (r0, r) = (group.ranks()[0], group.ranks()[index]);
             let message = format!(
-                "DistributedDataParallel: parameter {i} differs between ranks: rank {r0} has {}, rank {r} has {}",
-                show(&first),
-                show(&theirs)
+                "{OP}: parameter {} differs between ranks: rank {r0} has {}, rank {r} has {}",
+                i - 1,
+                show(first),
+                show(theirs)
             );
             return Err(Error::new(Code::ParameterMismatch, message).with_group(group.name()).with_peer(r));
         }
     }
     Ok(())
+}
+
+/// Whether this rank's tensors are on one device, on which its group exchanges.
+fn check_places(group: &ProcessGroup, tensors: &[Tensor], others: &[Tensor]) -> Result<()> {
+    const OP: &str = "DistributedDataParallel";
+    let all: Vec<&Tensor> = tensors.iter().collect();
+    expect_one_device(OP, &all)?;
+    tensors.iter().try_for_each(|tensor| tensor.expect_float(OP))?;
+    tensors.iter().chain(others).try_for_each(|tensor| match tensor.device() {
+        Device::Cpu => Ok(()),
+        Device::Cuda(cuda) => group.expect_device(OP, &cuda),
+    })
 }
 
 /// Replaces tensors by those of global rank `src`, in one message. Versions stay: the values were never another's.

@@ -14,6 +14,8 @@ struct State {
     callbacks: Vec<Callback>,
     /// Work on a GPU, until it is waited for or done.
     device: Option<DeviceWork>,
+    /// Whether it was waited for in a recording: it runs at every replay, in order, and is never done before.
+    recorded: bool,
 }
 
 /// What a device still works on.
@@ -73,10 +75,14 @@ impl Work {
     pub fn wait(&self) -> Result<()> {
         let mut state = self.state();
         if let Some(DeviceWork { cuda, event, guards }) = state.device.take() {
+            state.recorded = cuda.is_capturing();
             drop(state);
-            let waiting = cuda.stream().wait(&event);
+            let waiting = cuda.wait_in_stream(&event);
             drop(guards);
             return waiting;
+        }
+        if state.recorded {
+            return Ok(());
         }
         loop {
             if let Some(result) = &state.result {
@@ -97,7 +103,7 @@ impl Work {
     /// Calls back with the outcome, at once if it is there, else from the thread that makes it.
     pub fn on_complete(&self, callback: impl FnOnce(Result<()>) + Send + 'static) {
         let mut state = self.state();
-        if state.device.as_ref().is_some_and(|work| work.cuda.is_capturing()) {
+        if state.recorded || state.device.as_ref().is_some_and(|work| work.cuda.is_capturing()) {
             drop(state);
             let message = "a collective inside cuda.capture is not done before a replay: expected wait(), got await";
             return callback(Err(Error::new(Code::Capture, message)));

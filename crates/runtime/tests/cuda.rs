@@ -45,6 +45,8 @@ fn enqueued(work: impl FnOnce()) -> Counts {
 #[ignore = "needs GPUs: on_fake_gpus_over_nccl runs it"]
 fn a_step_is_two_kernels_and_a_collective_each_way_and_waits_for_nothing() {
     let problem = Problem::new(&[&[3, 33, 5, 5], &[2, 33, 4, 4]], DType::F32, MemoryFormat::ChannelsLast, 1);
+    // Filling freed memory would count as work.
+    gpu::set_poison_freed(false);
     ranks(2, |group| {
         // Unlike a barrier of threads it ends when the other rank does.
         let together = || group.run(Group::barrier).unwrap();
@@ -76,6 +78,7 @@ fn a_step_is_two_kernels_and_a_collective_each_way_and_waits_for_nothing() {
         assert_eq!((counted.collectives, counted.host_waits, counted.memsets), (4, 0, 0), "backward");
         gpu::synchronize(&place::device()).unwrap();
     });
+    gpu::set_poison_freed(true);
 }
 
 /// One training step of a layer whose weight is learnt; the gradient of the weight is made in the step.
@@ -238,6 +241,128 @@ fn ranks_that_call_different_collectives_are_told_which() {
         let text = error.message();
         assert!(text.contains("rank 0 called all_reduce") && text.contains("rank 1 called broadcast"), "{text}");
         assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    });
+}
+
+/// A recorded step of a layer, and the layer.
+fn recorded<'a>(problem: &'a Problem, group: &ProcessGroup) -> (Layer, impl Fn() -> syncbn_core::Result<()> + 'a) {
+    let (layer, cuda) = (problem.layer(group.member_rank().unwrap()), cuda());
+    train(&layer, problem, group);
+    cuda.start_capture().unwrap();
+    train(&layer, problem, group);
+    let graph = cuda.finish_capture().unwrap();
+    (layer, move || graph.replay())
+}
+
+#[test]
+#[ignore = "needs GPUs: on_fake_gpus_over_nccl runs it"]
+fn a_group_is_left_while_a_recording_holds_its_collectives() {
+    let problem = problem(7);
+    impatient_ranks(Duration::from_secs(5), |group, _| {
+        let (_layer, replay) = recorded(&problem, group);
+        replay().unwrap();
+        gpu::synchronize(&place::device()).unwrap();
+        group.run(Group::barrier).unwrap();
+        let start = Instant::now();
+        group.destroy();
+        assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+        let error = expect(replay(), Code::Aborted);
+        assert!(error.message().contains("was destroyed"), "{error}");
+        gpu::synchronize(&place::device()).unwrap();
+    });
+}
+
+#[test]
+#[ignore = "needs GPUs: on_fake_gpus_over_nccl runs it"]
+fn a_rank_that_does_not_replay_is_named_within_twice_the_deadline() {
+    let (timeout, problem, done) = (Duration::from_secs(2), problem(8), Barrier::new(2));
+    impatient_ranks(timeout, |group, rank| {
+        let (layer, replay) = recorded(&problem, group);
+        gpu::synchronize(&place::device()).unwrap();
+        if rank == 0 {
+            let (before, start) = (layer.running(), Instant::now());
+            replay().unwrap();
+            let error = gpu::synchronize(&place::device()).unwrap_err();
+            assert_eq!((error.code(), error.peer()), (Code::Timeout, Some(1)), "{error:?}");
+            assert!(error.message().contains("replay"), "{error}");
+            assert!(start.elapsed() < 2 * timeout, "{:?}", start.elapsed());
+            assert!(replay().is_err(), "the group has failed");
+            group.destroy();
+            assert_eq!(layer.running(), before, "nothing was committed");
+        }
+        done.wait();
+    });
+}
+
+#[test]
+#[ignore = "needs GPUs: on_fake_gpus_over_nccl runs it"]
+fn ranks_of_which_one_replays_and_one_calls_are_told() {
+    let problem = problem(9);
+    impatient_ranks(Duration::from_secs(10), |group, rank| {
+        let (layer, replay) = recorded(&problem, group);
+        let start = Instant::now();
+        // A step is as many collectives as the recording of one, but is not the same to a rank that replays.
+        if rank == 0 {
+            replay().unwrap()
+        } else {
+            drop(layer.step(problem.options(), Some(group)))
+        }
+        // What both have in common may be done before the watchdogs have compared.
+        let error = std::iter::repeat_with(|| gpu::synchronize(&place::device())).find_map(Result::err).unwrap();
+        assert!(error.message().contains("a replay of") && error.message().contains("all_gather"), "{error:?}");
+        assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    });
+}
+
+#[test]
+#[ignore = "needs GPUs: on_fake_gpus_over_nccl runs it"]
+fn what_hosts_exchange_cannot_be_recorded() {
+    ranks(2, |group| {
+        let host = Tensor::full(&syncbn_runtime::Device::Cpu, &[3], 1.0, DType::F32, MemoryFormat::Contiguous).unwrap();
+        let version = host.storage().version();
+        cuda().start_capture().unwrap();
+        expect(process_group::all_reduce(group, &host, ReduceOp::Sum), Code::Capture);
+        expect(process_group::barrier(group), Code::Capture);
+        expect(group.run(Group::barrier), Code::Capture);
+        cuda().abandon_capture();
+        assert_eq!((values(&host), host.storage().version()), (vec![1.0; 3], version));
+        process_group::barrier(group).unwrap().wait().unwrap();
+    });
+}
+
+#[test]
+#[ignore = "needs GPUs: on_fake_gpus_over_nccl runs it"]
+fn recorded_work_may_be_waited_for_again() {
+    ranks(2, |group| {
+        let data = tensor(&[1.0; 8], &[8], DType::F32, MemoryFormat::Contiguous);
+        process_group::all_reduce(group, &data, ReduceOp::Avg).unwrap().wait().unwrap();
+        cuda().start_capture().unwrap();
+        let work = process_group::all_reduce(group, &data, ReduceOp::Sum).unwrap();
+        work.wait().unwrap();
+        work.wait().unwrap();
+        let graph = cuda().finish_capture().unwrap();
+        work.wait().unwrap();
+        let (sender, told) = std::sync::mpsc::channel();
+        work.on_complete(move |result| sender.send(result).unwrap());
+        expect(told.recv().unwrap(), Code::Capture);
+        graph.replay().unwrap();
+        assert_eq!(values(&data), vec![2.0; 8]);
+        drop(graph);
+    });
+}
+
+#[test]
+#[ignore = "needs GPUs: on_fake_gpus_over_nccl runs it"]
+fn a_wait_for_the_device_includes_collectives_nobody_has_waited_for() {
+    ranks(2, |group| {
+        for round in 1..20 {
+            let data = tensor(&vec![f64::from(round); 5000], &[5000], DType::F32, MemoryFormat::Contiguous);
+            let work = process_group::all_reduce(group, &data, ReduceOp::Sum).unwrap();
+            gpu::synchronize(&place::device()).unwrap();
+            // Another library may read the memory now.
+            assert!(work.wait().is_ok());
+            assert_eq!(values(&data)[4999], 2.0 * f64::from(round));
+        }
     });
 }
 

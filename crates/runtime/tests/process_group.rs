@@ -262,9 +262,9 @@ fn destroy_finishes_what_is_queued_and_ends_the_group() {
 #[test]
 fn a_call_that_panics_is_an_error_of_its_work_and_the_thread_lives_on() {
     ranks(1, |group| {
-        let work = group.submit(|_| panic!("on purpose"));
+        let work = group.submit(|_| panic!("on purpose")).unwrap();
         expect(work.wait(), Code::Internal);
-        group.submit(|_| Ok(())).wait().unwrap();
+        group.submit(|_| Ok(())).unwrap().wait().unwrap();
     });
 }
 

@@ -23,6 +23,7 @@ impl Gpu {
         let guard = ONE_TEST.lock().unwrap_or_else(PoisonError::into_inner);
         syncbn_fake_cuda::install();
         syncbn_fake_cuda::set_order(0);
+        syncbn_cuda::set_poison_freed(true);
         Self { cuda: Cuda::new(0).unwrap(), _guard: guard }
     }
 

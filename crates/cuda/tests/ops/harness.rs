@@ -27,6 +27,7 @@ fn open(ordinal: usize) -> Cuda {
         // after this.
         unsafe { std::env::set_var("FAKE_CUDA_DEVICES", "3") };
         syncbn_fake_cuda::install();
+        syncbn_cuda::set_poison_freed(true);
     });
     Cuda::new(ordinal).unwrap()
 }

@@ -60,7 +60,8 @@ CUresult copy(End to, End from, size_t bytes, const void* handle, bool synchrono
   return enqueue_copy(lock, *stream, to, from, bytes, synchronous);
 }
 
-/// Fills `count` elements with one value.
+/// Fills `count` elements with one value. Who fills a whole allocation with NaN is done with what was in it, on every
+/// stream: so a program that keeps freed memory lets this driver find uses that nothing has waited for.
 template <class T>
 CUresult fill(uint64_t to, T value, size_t count, const void* handle, bool synchronous) {
   auto lock = lock_driver();
@@ -68,7 +69,10 @@ CUresult fill(uint64_t to, T value, size_t count, const void* handle, bool synch
   TRY(find_stream(handle, stream));
   if (synchronous) TRY(unsafe_call());
   if (count == 0) return CUDA_SUCCESS;
-  if (to % sizeof(T) != 0 || find_allocation(to, count * sizeof(T)) == nullptr) return CUDA_ERROR_INVALID_VALUE;
+  const Allocation* block = find_allocation(to, count * sizeof(T));
+  if (to % sizeof(T) != 0 || block == nullptr) return CUDA_ERROR_INVALID_VALUE;
+  const bool poisons = value == T(~T{}) && block->start == to && block->bytes == count * sizeof(T);
+  if (poisons && stream->capture == nullptr) check_unused(*block, *stream, "filled with NaN");
   const auto run = [to, value, count] { std::fill_n(reinterpret_cast<T*>(to), count, value); };
   const auto enqueued = [to](Stream& in, uint64_t ticket) { note_use(in, ticket, to, "a fill"); };
   TRY(submit(*stream, {run, enqueued}));

@@ -148,12 +148,16 @@ void free_now(Allocation& allocation) {
   move_to_freed(allocation, nullptr, 0);
 }
 
-CUresult free_in_stream(Allocation& allocation, Stream& stream) {
+void check_unused(const Allocation& allocation, Stream& stream, const char* how) {
   for (const auto& [number, use] : allocation.uses) {
     if (ordered_before_next(stream, *use.stream, use.ticket)) continue;
-    misuse("%zu bytes are freed in the order of one stream while %s may still use them in another: an event is missing",
-           allocation.bytes, use.what);
+    misuse("%zu bytes are %s in the order of one stream while %s may still use them in another: an event is missing",
+           allocation.bytes, how, use.what);
   }
+}
+
+CUresult free_in_stream(Allocation& allocation, Stream& stream) {
+  check_unused(allocation, stream, "freed");
   check_fences(allocation);
   const auto start = allocation.start;
   const auto bytes = allocation.bytes;

@@ -35,6 +35,9 @@ void free_now(Allocation& allocation);
 /// Poisons the memory in the order of the stream; at once no later call may name it.
 CUresult free_in_stream(Allocation& allocation, Stream& stream);
 
+/// Ends the process if another stream may still use the memory when this one does what it is given next.
+void check_unused(const Allocation& allocation, Stream& stream, const char* how);
+
 /// The allocation that holds all of these bytes.
 Allocation* find_allocation(uint64_t pointer, size_t bytes = 1);
 

@@ -14,6 +14,8 @@ pub(crate) enum Kind {
     Broadcast(usize),
     /// A group of some of the ranks.
     Split,
+    /// What a graph holds; the count is that of the calls in it.
+    Replay,
 }
 
 /// A collective and what must agree between ranks.
@@ -51,6 +53,7 @@ impl Call {
             Kind::AllReduce(op) => (1, u32::from(index_of(&ReduceOp::ALL, &op))),
             Kind::Broadcast(root) => (2, root as u32),
             Kind::Split => (3, 0),
+            Kind::Replay => (4, 0),
         };
         (bytes[0], bytes[1]) = (kind, index_of(&DTYPES, &self.dtype));
         bytes[4..8].copy_from_slice(&detail.to_le_bytes());
@@ -69,6 +72,7 @@ impl Call {
             1 => Kind::AllReduce(*ReduceOp::ALL.get(detail)?),
             2 => Kind::Broadcast(detail),
             3 => Kind::Split,
+            4 => Kind::Replay,
             _ => return None,
         };
         let dtype = *DTYPES.get(usize::from(bytes[1]))?;
@@ -89,6 +93,7 @@ impl fmt::Display for Call {
                  (types, sizes and sources {parts:016x})"
             ),
             Kind::Split => write!(f, "new_group of {count} ranks"),
+            Kind::Replay => write!(f, "a replay of {count} recorded collectives"),
         }
     }
 }
@@ -110,7 +115,8 @@ mod tests {
             call(Kind::Broadcast(300), DType::F32, 7, 0),
             call(Kind::Broadcast(0), DType::F32, 7, parts([3, 4])),
             call(Kind::Broadcast(0), DType::F32, 7, parts([4, 3])),
-            call(Kind::Split, DType::I32, 7, parts([0, 1])),
+            call(Kind::Split, DType::F32, 7, 0),
+            call(Kind::Replay, DType::F32, 7, 0),
         ];
         for (i, a) in calls.iter().enumerate() {
             assert_eq!(Call::decode(&a.encode()), Some(*a));

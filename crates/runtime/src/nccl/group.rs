@@ -3,6 +3,7 @@
 use crate::nccl::call::{Call, Kind, parts};
 use crate::nccl::enqueue::{self, to_error};
 use crate::nccl::journal::{Guards, Journal, Leaving, Parting, Pending};
+use crate::nccl::replay::{Graphs, Replays};
 use crate::nccl::turn::Turn;
 use crate::nccl::watchdog;
 use crate::storage::OwnedCudaWriting;
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 use syncbn_comm::Group;
 use syncbn_comm::interrupt::is_interrupted;
 use syncbn_core::{Code, DType, Error, ReduceOp, Result};
-use syncbn_cuda::{Cuda, CudaBuffer, Event, Stream};
+use syncbn_cuda::{Cuda, CudaBuffer, Event, Participant, Stream};
 use syncbn_nccl::{Communicator, NcclError, Wait};
 
 /// How long an abort may take before the group is given up without it.
@@ -40,6 +41,14 @@ fn communication_stream(cuda: &Cuda) -> Result<Arc<Stream>> {
     Ok(stream)
 }
 
+/// The compute stream waits for the collectives of the device's groups so far.
+pub(crate) fn join_communication(cuda: &Cuda) -> Result<()> {
+    let streams = STREAMS.lock().unwrap_or_else(PoisonError::into_inner);
+    let stream = streams.iter().find(|(ordinal, _)| *ordinal == cuda.ordinal()).map(|(_, stream)| stream.clone());
+    drop(streams);
+    stream.map_or(Ok(()), |stream| cuda.order(&stream, cuda.stream()))
+}
+
 /// Who is in a group, and how long they wait for each other.
 #[derive(Clone, Debug)]
 pub(crate) struct Members {
@@ -59,6 +68,7 @@ pub(crate) struct Shared {
     pub(crate) cuda: Cuda,
     pub(crate) communicator: Communicator,
     pub(crate) journal: Journal,
+    pub(crate) graphs: Graphs,
     /// The watchdogs' own connections.
     pub(crate) watch: Arc<Group>,
     /// By what the device knows who reported a fault.
@@ -76,6 +86,8 @@ impl Shared {
         let error = error.with_group(self.members.name.clone()).with_rank(self.me());
         let Some(guards) = self.journal.fail(&error) else { return };
         self.tell(&error);
+        // NCCL cannot end a communicator that a graph holds work of.
+        self.graphs.retire(&error);
         // A rank that leaves reads nothing that the group has touched.
         if self.journal.entries().leaving == Leaving::No {
             self.cuda.report_fault(self.reporter, error);
@@ -126,6 +138,8 @@ impl Shared {
 pub(crate) struct NcclGroup {
     shared: Arc<Shared>,
     stream: Arc<Stream>,
+    /// What graphs with calls of this group are given.
+    replays: Arc<dyn Participant>,
     /// The order of calls is that of their numbers.
     turn: Turn,
     watchdog: Mutex<Option<JoinHandle<()>>>,
@@ -146,10 +160,11 @@ impl NcclGroup {
         let stream = communication_stream(cuda)?;
         let reporter = GROUPS.fetch_add(1, Ordering::Relaxed) + 1;
         let (cuda, journal) = (cuda.clone(), Journal::default());
-        let lost = AtomicBool::new(false);
-        let shared = Arc::new(Shared { members, cuda, communicator, journal, watch, reporter, lost });
+        let (graphs, lost, turn) = (Graphs::default(), AtomicBool::new(false), Turn::default());
+        let shared = Arc::new(Shared { members, cuda, communicator, journal, graphs, watch, reporter, lost });
+        let replays = Arc::new(Replays { shared: shared.clone(), stream: stream.clone(), turn: turn.clone() });
         let watchdog = Mutex::new(Some(watchdog::start(shared.clone())?));
-        Ok(Self { shared, stream, turn: Turn::default(), watchdog, compare_first })
+        Ok(Self { shared, stream, replays, turn, watchdog, compare_first })
     }
 
     /// The device it works on.
@@ -261,7 +276,7 @@ impl NcclGroup {
     /// A call whose result the compute stream waits for.
     fn in_line(&self, call: Call, run: impl FnOnce(&Communicator, Wait<'_>) -> Result<(), NcclError>) -> Result<()> {
         let event = self.enqueue(call, run)?;
-        self.cuda().stream().wait(&event.event)?;
+        self.cuda().wait_in_stream(&event.event)?;
         self.watch(event, None, None);
         Ok(())
     }
@@ -311,6 +326,7 @@ impl NcclGroup {
         let made = run(communicator, wait).map_err(|error| self.failed(call, to_error(error)));
         journal.returned();
         made?;
+        cuda.take_part(&self.replays);
         Ok(Enqueued { sequence, call, event: Arc::new(cuda.record(&self.stream)?) })
     }
 
@@ -346,6 +362,8 @@ impl NcclGroup {
     pub(crate) fn close(&self) {
         let Shared { members, cuda, communicator, journal, watch, .. } = &*self.shared;
         journal.leave(Leaving::Waits);
+        let text = format!("this capture holds collectives of the group '{}', which was destroyed", members.name);
+        self.shared.graphs.retire(&Error::new(Code::Aborted, text).with_group(members.name.clone()));
         let parting = self.part();
         if journal.error().is_none() && cuda.bind().is_ok() {
             let keep_waiting = || !is_interrupted();

@@ -114,6 +114,13 @@ impl Journal {
     /// # Errors
     /// As [`check`](Self::check).
     pub(crate) fn begin(&self, group: &str, call: Call, timeout: Duration) -> Result<u64> {
+        let sequence = self.note(group, call)?;
+        self.entries().calling = Some(Calling { sequence, call, since: Instant::now(), timeout });
+        Ok(sequence)
+    }
+
+    /// As [`begin`](Self::begin), for a call that this rank is not inside of: a replay.
+    pub(crate) fn note(&self, group: &str, call: Call) -> Result<u64> {
         let mut entries = self.entries();
         entries.check(group, call)?;
         entries.issued += 1;
@@ -121,9 +128,7 @@ impl Journal {
             entries.shown.pop_front();
         }
         entries.shown.push_back(call);
-        let sequence = entries.issued;
-        entries.calling = Some(Calling { sequence, call, since: Instant::now(), timeout });
-        Ok(sequence)
+        Ok(entries.issued)
     }
 
     /// This rank is inside no call any more.

@@ -11,9 +11,10 @@ mod call;
 mod enqueue;
 mod group;
 mod journal;
+mod replay;
 pub(crate) mod setup;
 pub(crate) mod turn;
 mod watchdog;
 
 pub(crate) use enqueue::to_error;
-pub(crate) use group::{Members, NcclGroup};
+pub(crate) use group::{Members, NcclGroup, join_communication};

@@ -6,6 +6,7 @@
 
 use crate::device::keep_waiting;
 use crate::random::{Distribution, random};
+use std::sync::Arc;
 use syncbn_core::{DType, MemoryFormat, Ops, Result};
 use syncbn_cuda::{Cuda, CudaBuffer, CudaSlice, Event, Graph};
 
@@ -36,7 +37,7 @@ pub(super) fn time(cuda: &Cuda, iterations: usize, mut work: impl FnMut() -> Res
     marks.windows(2).map(between).collect()
 }
 
-fn record(cuda: &Cuda, work: &mut impl FnMut() -> Result<()>) -> Result<Graph> {
+fn record(cuda: &Cuda, work: &mut impl FnMut() -> Result<()>) -> Result<Arc<Graph>> {
     cuda.start_capture()?;
     let recorded = (0..REPEATS).try_for_each(|_| work());
     if recorded.is_err() {

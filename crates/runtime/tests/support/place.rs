@@ -34,6 +34,7 @@ pub fn place() -> Place {
             _ => return Place::Cpu,
         };
         syncbn_fake_cuda::install();
+        syncbn_cuda::set_poison_freed(true);
         place
     })
 }
