@@ -16,10 +16,12 @@ const TIMEOUT = 4000
 /** A process that ends, and calls that differ, are noticed long before the deadline. */
 const NOTICED = 2500
 /** A rank that is stopped for 2.5 timeouts, and what starting Node takes. */
-const RUN_DEADLINE = 3 * TIMEOUT + 25_000
+const RUN_DEADLINE = 3 * TIMEOUT + 45_000
 
 /** How long an abort is waited for. */
 const ABORT = 10_000
+/** How long a wait for a GPU goes on that has failed. */
+const LOST = 15_000
 /** Ending a thread must not take longer than this. */
 const PROMPT = 5000
 
@@ -189,16 +191,19 @@ onCuda('faults between ranks with GPUs', () => {
   fakesTest('an abort that never returns keeps the tensors, and nothing else waits for it', async (t) => {
     interface Stuck {
       late: SeenError
+      blocked: SeenError
       used: SeenError
       told: SeenError
       destroyed: number
-      local: number
+      local: SeenError
     }
     const [waiting, idle] = await run<Stuck>('stuckAbort', 2, {}, 'nccl', (rank) =>
       rank === 0 ? { FAKE_NCCL_STUCK_ABORT: '1' } : {},
     )
     sees(t, waiting?.value?.late, ['ERR_TIMEOUT'], 2 * TIMEOUT)
+    sees(t, waiting?.value?.blocked, ['ERR_TIMEOUT'], LOST + NOTICED)
     t.is(waiting?.value?.used.code, 'ERR_IN_USE', 'the kernel may still write to it')
+    sees(t, waiting?.value?.local, ['ERR_TIMEOUT'], LOST + NOTICED)
     t.true((waiting?.value?.destroyed ?? Infinity) < ABORT + NOTICED, `${waiting?.value?.destroyed} ms`)
     t.is(waiting?.exitCode, 0, waiting?.output)
     sees(t, idle?.value?.told, ['ERR_TIMEOUT'], NOTICED)

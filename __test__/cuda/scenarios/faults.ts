@@ -148,11 +148,17 @@ export async function stuckAbort({ timeout }: FaultArguments): Promise<unknown> 
     await sleep(timeout + SETTLED)
     return { told: await seen(settle) }
   }
-  const late = await seen(() => allReduce(data))
+  const work = allReduce(data)
+  const behind = full([4], 1, { device })
+  // The compute stream waits for it, behind the first.
+  allReduce(behind).wait()
+  const late = await seen(() => work)
+  const blocked = await seen(() => behind.sum().item())
   const used = await seen(() => data.copy_(full([1 << 10], 2, { device })))
   const start = performance.now()
   await destroyProcessGroup()
-  return { late, used, destroyed: performance.now() - start, local: full([3], 2, { device }).sum().item() }
+  const destroyed = performance.now() - start
+  return { late, blocked, used, destroyed, local: await seen(settle) }
 }
 
 /** NCCL fails on rank 0, for reasons of its own. */

@@ -302,7 +302,11 @@ impl NcclGroup {
         if !self.cuda().is_capturing() {
             let Enqueued { sequence, call, event } = enqueued;
             let since = Instant::now();
-            self.shared.journal.enqueued(Pending { sequence, call, since, event, work, guards });
+            let pending = Pending { sequence, call, since, event, work, guards };
+            if let Some(kept) = self.shared.journal.enqueued(pending) {
+                // The communicator failed meanwhile; its kernels may be on their way all the same.
+                self.shared.end(vec![kept]);
+            }
         }
     }
 
@@ -382,7 +386,10 @@ impl NcclGroup {
         let guards = journal.close(&Error::new(Code::Aborted, text));
         self.shared.end(guards);
         self.join_watchdog();
-        cuda.clear_fault(self.shared.reporter);
+        // Kernels that could not be ended may be in the way of the device's streams for ever: waits for it go on to fail.
+        if !self.shared.lost.load(Ordering::SeqCst) {
+            cuda.clear_fault(self.shared.reporter);
+        }
     }
 
     /// Waits for all ranks to leave: until this rank's calls are done, and a while longer.

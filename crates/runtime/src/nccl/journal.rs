@@ -150,18 +150,21 @@ impl Journal {
         pending.or(calling.map(|calling| (calling.sequence, calling.call, calling.timeout)))
     }
 
-    /// Notes that a call was enqueued; the watchdog is woken, since there is something to watch.
-    pub(crate) fn enqueued(&self, pending: Pending) {
+    /// Notes that a call was enqueued; the watchdog is woken, since there is something to watch. If the communicator has
+    /// failed meanwhile the call has too: then what kept its tensors, as from [`fail`](Self::fail).
+    pub(crate) fn enqueued(&self, pending: Pending) -> Option<Arc<Guards>> {
         let mut entries = self.entries();
-        if let (Some(error), Some(work)) = (&entries.error, &pending.work) {
+        if let Some(error) = &entries.error {
             let error = error.clone();
             drop(entries);
-            work.complete(Err(error));
-            return;
+            let guards = pending.guards.and_then(|guards| guards.upgrade());
+            pending.work.iter().for_each(|work| work.complete(Err(error.clone())));
+            return guards;
         }
         entries.pending.push_back(pending);
         drop(entries);
         self.changed.notify_all();
+        None
     }
 
     /// Ends every pending call with `error`. None if the communicator had failed before, or is closed; else what kept

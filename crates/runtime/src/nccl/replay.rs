@@ -76,6 +76,7 @@ impl Participant for Replays {
     fn replayed(&self, number: u64, calls: usize, done: &Arc<Event>) {
         let (call, event) = (call(calls), done.clone());
         let since = Instant::now();
+        // A replay keeps no tensors: its graph does.
         self.shared.journal.enqueued(Pending { sequence: number, call, since, event, work: None, guards: None });
     }
 }
