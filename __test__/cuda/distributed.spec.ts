@@ -71,6 +71,13 @@ onCuda('ranks with GPUs', () => {
       }
     })
 
+    test.serial(`${backend}: groups that are made among collectives have their place in the program`, async (t) => {
+      for (const sums of await valuesOnGpus<number[]>('cuda/groups.groupsAmongCollectives', 2, { backend })) {
+        t.is(sums.length, 12)
+        for (let round = 0; round < 12; round += 3) t.deepEqual(sums.slice(round, round + 3), [3, 1, 1])
+      }
+    })
+
     for (const size of [1, 2, 4]) {
       test.serial(
         `${backend}: SyncBatchNorm over ${size} ranks agrees with PyTorch over all their values`,

@@ -1,7 +1,18 @@
 /** Things that go wrong on purpose between ranks with GPUs; every function says what this rank saw. */
 import { spawn } from 'node:child_process'
 
-import { allReduce, broadcast, cuda, destroyProcessGroup, full, randn, SyncBatchNorm, zeros, type Module } from 'syncbn'
+import {
+  allReduce,
+  broadcast,
+  cuda,
+  destroyProcessGroup,
+  full,
+  newGroup,
+  randn,
+  SyncBatchNorm,
+  zeros,
+  type Module,
+} from 'syncbn'
 
 import { device, join } from '../../distributed/place.ts'
 import { seen } from '../../distributed/seen-error.ts'
@@ -115,4 +126,97 @@ export async function recovery({ timeout, store }: FaultArguments & { store: str
   const together = data.sum().item()
   await destroyProcessGroup()
   return { error, local, together }
+}
+
+const sleep = (milliseconds: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, milliseconds))
+
+/** What `join` says, and the backend if there is one. */
+export async function meet({ timeout }: FaultArguments): Promise<unknown> {
+  let backend: string | null = null
+  const error = await seen(async () => {
+    backend = (await join({ timeout })).backend
+    await destroyProcessGroup()
+  })
+  return { error, backend }
+}
+
+/** Rank 0 waits for a rank that does not come, and its abort never returns; the other asks once that is so. */
+export async function stuckAbort({ timeout }: FaultArguments): Promise<unknown> {
+  const { rank } = await join({ timeout })
+  const data = full([1 << 10], 1, { device })
+  if (rank !== 0) {
+    await sleep(timeout + SETTLED)
+    return { told: await seen(settle) }
+  }
+  const work = allReduce(data)
+  const behind = full([4], 1, { device })
+  // The compute stream waits for it, behind the first.
+  allReduce(behind).wait()
+  const late = await seen(() => work)
+  const blocked = await seen(() => behind.sum().item())
+  const used = await seen(() => data.copy_(full([1 << 10], 2, { device })))
+  const start = performance.now()
+  await destroyProcessGroup()
+  const destroyed = performance.now() - start
+  return { late, blocked, used, destroyed, local: await seen(settle) }
+}
+
+/** NCCL fails on rank 0, for reasons of its own. */
+export async function localFailure({ timeout }: FaultArguments): Promise<unknown> {
+  await join({ timeout })
+  return seen(async () => {
+    for (let round = 0; round < 100; round += 1) {
+      exchange('allReduce', undefined!)
+      await settle()
+      await sleep(20)
+    }
+  })
+}
+
+/** Rank 0 makes its first call, which NCCL does not come back from, alone; later, perhaps, the other makes it too. */
+export async function firstCall({ timeout, culprit }: FaultArguments): Promise<unknown> {
+  const { rank } = await join({ timeout })
+  if (rank === culprit) {
+    await sleep(timeout * 2.5)
+    return { error: await seen(settle) }
+  }
+  const data = full([4], 1, { device })
+  const error = await seen(async () => {
+    allReduce(data).wait()
+    await settle()
+  })
+  const sum = error.code === 'no error' ? data.sum().item() : null
+  await destroyProcessGroup()
+  return { error, sum }
+}
+
+/** Rank 1 leaves early; the others go on without it, until they need it. */
+export async function leaveEarly({ timeout }: FaultArguments): Promise<unknown> {
+  const { rank } = await join({ timeout })
+  const data = full([1 << 10], rank + 1, { device })
+  allReduce(data).wait()
+  const start = performance.now()
+  if (rank === 1) {
+    const left = await seen(() => destroyProcessGroup())
+    return { left, took: performance.now() - start, sum: data.mean().item() }
+  }
+  const alone: string[] = []
+  while (performance.now() - start < timeout) {
+    alone.push((await seen(settle)).code)
+    data.copy_(data.add(1))
+    await sleep(100)
+  }
+  const needed = await seen(() => allReduce(data))
+  const after = await seen(settle)
+  const left = await seen(() => destroyProcessGroup())
+  return { alone: [...new Set(alone)], needed, after, left, took: 0, local: full([3], 2, { device }).sum().item() }
+}
+
+/** With SYNCBN_DEBUG=detail: what the call itself throws, before anything is waited for. */
+export async function detail({ timeout, subgroup }: FaultArguments & { subgroup: boolean }): Promise<unknown> {
+  const { rank } = await join({ timeout })
+  const group = subgroup ? await newGroup([0, 1]) : undefined
+  const data = zeros([8 + rank], { device })
+  // Not waited for: without the comparison there would be nothing to see yet.
+  return seen(() => void allReduce(data, { group }))
 }

@@ -119,3 +119,27 @@ export async function wrongDevices(): Promise<unknown> {
   await destroyProcessGroup()
   return { ...result, moved }
 }
+
+/** Groups made while collectives of the whole are under way, none of which waits for the other in the program. */
+export async function groupsAmongCollectives(): Promise<unknown> {
+  const { rank } = await join()
+  const sums: number[] = []
+  for (let round = 0; round < 4; round += 1) {
+    const data = full([1 << 12], rank + 1, { device })
+    const before = allReduce(data)
+    const making = [newGroup([0, 1]), newGroup([1])]
+    // Ranks come at different times.
+    if (round % 2 === rank) await new Promise((resolve) => setTimeout(resolve, 30))
+    const other = full([5], rank, { device })
+    const after = allReduce(other)
+    const [both, one] = await Promise.all(making)
+    const own = full([3], rank, { device })
+    await allReduce(own, { group: both })
+    if (rank === 1) await allReduce(own, { group: one })
+    before.wait()
+    after.wait()
+    sums.push(data.mean().item(), other.mean().item(), own.mean().item())
+  }
+  await destroyProcessGroup()
+  return sums
+}

@@ -161,6 +161,16 @@ impl Group {
         self.spread(Error::new(Code::Aborted, text).with_peer(self.me));
     }
 
+    /// As [`abort`](Self::abort), with an error of the caller's own: what it found and the exchange could not.
+    pub fn poison(&self, error: Error) {
+        self.spread(error);
+    }
+
+    /// Whether global rank `rank` said goodbye to the group, and was not lost.
+    pub fn has_left(&self, rank: usize) -> bool {
+        self.health.has_left(rank)
+    }
+
     /// Leaves the group. Calls return `ERR_ABORTED` from now on; ranks that use it further get `ERR_PEER_LOST`.
     pub fn close(&self) {
         let text = format!("the group '{}' was destroyed", self.name);

@@ -128,6 +128,11 @@ impl Health {
         state.active.filter(|&sequence| gone.prevents(sequence))
     }
 
+    /// Whether a rank said goodbye.
+    pub(crate) fn has_left(&self, rank: usize) -> bool {
+        self.lock().gone.iter().any(|gone| gone.rank == rank && gone.completed.is_some())
+    }
+
     /// Whether call `sequence` is still running.
     pub(crate) fn is_active(&self, sequence: u64) -> bool {
         self.lock().active == Some(sequence)

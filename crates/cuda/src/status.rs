@@ -19,6 +19,8 @@ const SPIN: Duration = Duration::from_micros(100);
 const LONGEST_SLEEP: Duration = Duration::from_micros(500);
 /// How long a report of a fault waits until the device's word is written.
 const REPORT_TIMEOUT: Duration = Duration::from_millis(100);
+/// How long a wait goes on while a fault is reported: longer than it takes to end kernels that hang.
+const PATIENCE: Duration = Duration::from_secs(15);
 /// Size of the status word.
 const WORD: usize = size_of::<u32>();
 
@@ -107,12 +109,22 @@ impl Cuda {
     }
 
     /// Waits for `event`; see [`synchronize`](Self::synchronize) for `keep_waiting`.
+    ///
+    /// # Errors
+    /// Those of `keep_waiting`; what was reported with [`report_fault`](Self::report_fault), where the device does not come
+    /// to the event.
     pub fn wait_for(&self, event: &Event, keep_waiting: &dyn Fn() -> Result<()>) -> Result<()> {
         AtomicCounts::count(&self.0.counts.host_waits);
         let start = Instant::now();
         let mut sleep = Duration::from_micros(20);
         while !event.is_done()? {
             keep_waiting()?;
+            // Whoever reported it ends what hangs, if that can be ended; all that comes of the wait is the error.
+            if start.elapsed() >= PATIENCE
+                && let Some((_, error)) = lock(&self.0.faults).first()
+            {
+                return Err(error.clone());
+            }
             if start.elapsed() < SPIN {
                 std::thread::yield_now();
             } else {

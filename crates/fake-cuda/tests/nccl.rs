@@ -13,6 +13,8 @@ use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 const SUCCESS: c_int = 0;
+const SYSTEM_ERROR: c_int = 2;
+const INTERNAL_ERROR: c_int = 3;
 const INVALID_ARGUMENT: c_int = 4;
 const INVALID_USAGE: c_int = 5;
 const REMOTE_ERROR: c_int = 6;
@@ -311,6 +313,93 @@ fn a_missing_rank_ends_with_abort() {
         assert_eq!(nccl!(ncclCommAbort(comm => Comm)), SUCCESS);
         assert_eq!(nccl!(ncclCommAbort(comm => Comm)), INVALID_ARGUMENT);
     }));
+}
+
+#[test]
+fn what_an_ended_thread_began_cannot_be_put_away() {
+    let name = "what_an_ended_thread_began_cannot_be_put_away";
+    let output = in_child(name, &[], || {
+        let begin = |settled: bool| {
+            let began = std::thread::spawn(move || {
+                let _gpu = Gpu::new(0);
+                let (result, comm) = init(unique_id(), 1, 0, false);
+                finish(comm, result);
+                let mut count = 0;
+                if settled {
+                    assert_eq!(nccl!(ncclCommCount(comm => Comm, &mut count => *mut c_int)), SUCCESS);
+                }
+                comm as usize
+            });
+            began.join().unwrap() as Comm
+        };
+        for (settled, expected) in [(true, SUCCESS), (false, INTERNAL_ERROR)] {
+            let (comm, mut count) = (begin(settled), 0);
+            assert_eq!(nccl!(ncclCommCount(comm => Comm, &mut count => *mut c_int)), expected);
+            assert_eq!(nccl!(ncclCommAbort(begin(settled) => Comm)), expected);
+        }
+    });
+    assert_success(&output);
+    assert!(stderr(&output).contains("its memory is gone"));
+}
+
+#[test]
+fn ranks_finalize_together() {
+    with_devices("ranks_finalize_together", 2, &[], || {
+        let (late, early) = (Duration::from_millis(300), Instant::now());
+        threads(2, false, |_, comm, rank| {
+            std::thread::sleep(late * rank as u32);
+            finish(comm, nccl!(ncclCommFinalize(comm => Comm)));
+            assert!(early.elapsed() >= late, "rank {rank} did not wait");
+            assert_eq!(nccl!(ncclCommDestroy(comm => Comm)), SUCCESS);
+        });
+    });
+}
+
+#[test]
+fn a_communicator_fails_when_it_is_told_to() {
+    for calls in ["0", "2"] {
+        let variables = [("FAKE_NCCL_FAIL_AFTER", calls)];
+        assert_success(&in_child("a_communicator_fails_when_it_is_told_to", &variables, || {
+            let gpu = Gpu::new(0);
+            let (result, comm) = init(unique_id(), 1, 0, false);
+            assert_eq!(result, IN_PROGRESS);
+            if std::env::var("FAKE_NCCL_FAIL_AFTER").unwrap() == "0" {
+                return assert_eq!(settle(comm), SYSTEM_ERROR);
+            }
+            finish(comm, result);
+            let (stream, x) = (gpu.stream(), gpu.upload(&[1.0; 4]));
+            finish(comm, all_reduce(comm, stream, x, 4, FLOAT32, 0));
+            assert_eq!(all_reduce(comm, stream, x, 4, FLOAT32, 0), SUCCESS);
+            assert_eq!(state(comm), SYSTEM_ERROR);
+            assert_eq!(nccl!(ncclCommAbort(comm => Comm)), SUCCESS);
+        }));
+    }
+}
+
+#[test]
+fn the_first_call_waits_inside_until_all_ranks_make_it_or_an_abort() {
+    let name = "the_first_call_waits_inside_until_all_ranks_make_it_or_an_abort";
+    with_devices(name, 2, &[("FAKE_NCCL_BLOCK_FIRST", "1")], || {
+        let (late, start) = (Duration::from_millis(300), Instant::now());
+        threads(2, false, |gpu, comm, rank| {
+            let (stream, x) = (gpu.stream(), gpu.upload(&[1.0; 4]));
+            std::thread::sleep(late * rank as u32);
+            finish(comm, all_reduce(comm, stream, x, 4, FLOAT32, 0));
+            assert!(start.elapsed() >= late, "rank {rank} did not wait");
+            assert_eq!(gpu.download(stream, x, 4), [2.0; 4]);
+        });
+        threads(2, false, |gpu, comm, rank| {
+            if rank == 0 {
+                let (stream, x, comm) = (gpu.stream(), gpu.upload(&[1.0; 4]), comm as usize);
+                let abort = std::thread::spawn(move || {
+                    std::thread::sleep(late);
+                    assert_eq!(nccl!(ncclCommAbort(comm as Comm => Comm)), SUCCESS);
+                });
+                assert_eq!(all_reduce(comm as Comm, stream, x, 4, FLOAT32, 0), INTERNAL_ERROR);
+                abort.join().unwrap();
+            }
+        });
+    });
 }
 
 /// What initialising two ranks on one device gives, with these variables.

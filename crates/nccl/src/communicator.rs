@@ -2,28 +2,34 @@
 //!
 //! NCCL's rules, and how they are kept:
 //!
-//! - Calls on a communicator come one at a time. `turn` is held for a whole operation, waiting included, and `state` for
-//!   one call of NCCL.
-//! - No thread is inside a call when `ncclCommAbort` begins, and none begins one after. Whoever takes the handle out of
-//!   `state` to end the communicator knows both, since every call is made with `state` locked. An operation that waits
-//!   lets go of `state` between two looks, so that it can be aborted.
+//! - Calls on a communicator come one at a time. `turn` is held for a whole operation, waiting included, and the right
+//!   to be inside (see [`Core`]) for one call of NCCL.
+//! - No thread is inside a call when `ncclCommAbort` begins, and none begins one after; the exception is a call that
+//!   only an abort can end. An operation that waits lets others inside between two looks, so that it can be aborted.
 //! - While the last call is in progress no other may be made. An operation ends its turn when it is done; one that gives
 //!   up leaves the communicator failed.
+//! - What goes on in the background belongs to the thread that began it, which also sees to its end.
 //! - After any error NCCL refuses a non-blocking communicator. So it is failed from then on: only an abort leads on.
+//! - What ends a communicator may never return. It runs on threads of its own (see [`ending`]).
 
+use crate::ending;
 use crate::error::{ErrorCode, NcclError, Result};
 use crate::group;
 use crate::nccl::Nccl;
 use crate::result::{self, Status};
-use crate::state::{Handle, NewHandle, State};
+use crate::state::{Core, Handle, NewHandle};
 use crate::sys::{self, Functions, ncclComm_t};
 use crate::unique_id::UniqueId;
-use crate::wait::{Clock, Wait, unlocked};
+use crate::wait::{Clock, Wait};
 use std::ffi::c_int;
 use std::fmt;
-use std::sync::{Mutex, OnceLock, TryLockError};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-/// Options of a communicator; what is absent is NCCL's choice. NCCL before 2.17 ignores them.
+/// How long dropping a communicator waits for its abort. NCCL takes milliseconds where nothing is in the way.
+const DROP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Options of a communicator; what is absent is NCCL's choice.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Options {
     /// The least number of thread blocks a collective runs on.
@@ -53,15 +59,16 @@ impl Options {
 /// Any thread may use it. Operations run one after the other; that all ranks make them in the same order is up to the
 /// caller. Work is enqueued on the given stream: a call that returns has not moved data yet.
 ///
-/// End it with [`close`](Self::close). Dropping it aborts: what is still enqueued is lost.
+/// The communicator's device is current (`cudaSetDevice`, or its primary context by `cuCtxSetCurrent`) on every thread
+/// that makes or splits it or enqueues on it: that is up to the caller. Ending it needs no device.
+///
+/// End it with [`close`](Self::close). Dropping it aborts: what is still enqueued is lost. Both are bounded; where NCCL
+/// does not come back, the thread inside it and what it works on are left behind.
 pub struct Communicator {
-    nccl: Nccl,
     rank: usize,
     world_size: usize,
     pub(crate) turn: Mutex<()>,
-    pub(crate) state: Mutex<State>,
-    /// The first failure in words; with one, nothing but an abort is left to do.
-    failure: OnceLock<String>,
+    pub(crate) core: Arc<Core>,
 }
 
 impl Communicator {
@@ -86,15 +93,15 @@ impl Communicator {
         unsafe {
             result::comm_init_rank_config(nccl.functions(), new.place(), ranks, id.into(), own, options.to_config())
         }?;
+        // From here on a failure drops it, which aborts while this thread is there: see `Core::settle`.
         let communicator = Self::new(nccl, new.get().ok_or_else(|| no_handle(function))?, rank, world_size);
-        communicator.settle(function, &mut clock)?;
+        communicator.core.settle(function, &mut clock)?;
         new.free();
         Ok(communicator)
     }
 
     fn new(nccl: &Nccl, handle: Handle, rank: usize, world_size: usize) -> Self {
-        let state = Mutex::new(State::Ready(handle));
-        Self { nccl: nccl.clone(), rank, world_size, turn: Mutex::new(()), state, failure: OnceLock::new() }
+        Self { rank, world_size, turn: Mutex::default(), core: Arc::new(Core::new(nccl, handle)) }
     }
 
     /// This process's place among the ranks.
@@ -109,7 +116,7 @@ impl Communicator {
 
     /// The library it belongs to.
     pub fn nccl(&self) -> &Nccl {
-        &self.nccl
+        &self.core.nccl
     }
 
     /// Whether background work goes on, or how it failed: what a watchdog asks. Never waits; while another thread is
@@ -119,13 +126,9 @@ impl Communicator {
     /// and there nothing but a sign from outside tells. After an error the communicator must be aborted.
     pub fn async_error(&self) -> Result<Status> {
         let function = "ncclCommGetAsyncError";
-        let state = match self.state.try_lock() {
-            Ok(state) => state,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => return Ok(Status::InProgress),
-        };
-        // SAFETY: the handle is ready, and the state locked.
-        self.call_locked(&state, function, |handle| unsafe {
+        let Some(inside) = self.core.try_enter() else { return Ok(Status::InProgress) };
+        // SAFETY: the handle is ready, and nobody else is inside a call.
+        self.core.call(&inside, function, |handle| unsafe {
             result::comm_get_async_error(self.functions(), handle, function)
         })
     }
@@ -133,28 +136,46 @@ impl Communicator {
     /// A communicator of the ranks that give the same `color`, ordered by `key`, then by rank; none for a rank that
     /// gives no colour. Every rank of this communicator must call it. The options are inherited.
     ///
-    /// [`NcclError::Unsupported`] before NCCL 2.18.1; this communicator stays usable then.
+    /// A split that fails ends this communicator too: it is aborted.
     pub fn split(&self, color: Option<u32>, key: i32, wait: Wait<'_>) -> Result<Option<Self>> {
         let function = "ncclCommSplit";
         group::refuse_inside(function)?;
-        if !self.nccl.supports_split() {
-            let (found, needed) = (self.nccl.version(), crate::Version::SPLIT);
-            return Err(NcclError::Unsupported { function, found, needed });
-        }
         let color = color.map_or(Ok(sys::NCCL_SPLIT_NOCOLOR), |color| {
             c_int::try_from(color).map_err(|_| argument(function, "a colour up to 2147483647", color))
         })?;
         let mut clock = Clock::start(wait);
+        let _turn = clock.lock(&self.turn, function)?;
+        let split = self.split_in_turn(color, key, function, &mut clock);
+        // What refused the call changed nothing. Anything else may have left work of this thread, which the abort is to
+        // find alive: see `Core::settle`.
+        if split.is_err()
+            && let Some(handle) = self.core.take_failed()
+        {
+            let _ = ending::abort(&self.core, handle, &mut Clock::start(Wait::at_most(DROP_TIMEOUT)));
+        }
+        split
+    }
+
+    fn split_in_turn(
+        &self,
+        color: c_int,
+        key: i32,
+        function: &'static str,
+        clock: &mut Clock<'_>,
+    ) -> Result<Option<Self>> {
         let new = NewHandle::new();
-        // SAFETY: the handle is ready and the state locked. The new handle's place is freed only when this communicator
-        // is no longer in progress.
-        self.operation(function, &mut clock, |handle| unsafe {
+        let inside = self.core.enter(function, clock)?;
+        // SAFETY: the handle is ready and nobody else is inside. The new handle's place is freed only when this
+        // communicator is no longer in progress.
+        let status = self.core.call(&inside, function, |handle| unsafe {
             result::comm_split(self.functions(), handle, color, key, new.place())
         })?;
+        drop(inside);
+        self.finish(status, function, clock)?;
         let handle = new.get();
         new.free();
         match handle {
-            Some(handle) => self.child(handle, function, &mut clock).map(Some),
+            Some(handle) => self.child(handle, function, clock).map(Some).inspect_err(|error| self.core.fail(error)),
             None if color == sys::NCCL_SPLIT_NOCOLOR => Ok(None),
             None => Err(no_handle(function)),
         }
@@ -162,8 +183,8 @@ impl Communicator {
 
     /// The communicator that `split` made, once it is ready.
     fn child(&self, handle: Handle, function: &'static str, clock: &mut Clock<'_>) -> Result<Self> {
-        let mut child = Self::new(&self.nccl, handle, 0, 0);
-        child.settle(function, clock)?;
+        let mut child = Self::new(self.nccl(), handle, 0, 0);
+        child.core.settle(function, clock)?;
         // SAFETY: the handle is ready, and no other thread has it yet.
         child.rank = unsafe { result::comm_user_rank(self.functions(), handle.0) }? as usize;
         // SAFETY: as above.
@@ -172,49 +193,47 @@ impl Communicator {
     }
 
     /// Ends the communicator in agreement with the other ranks: waits for what is enqueued, then frees it. Every rank
-    /// must call it. Closing it again does nothing.
+    /// must call it. Closing it again does nothing. One that cannot be closed, or not in time, is aborted.
     pub fn close(&self, wait: Wait<'_>) -> Result<()> {
         let function = "ncclCommFinalize";
         group::refuse_inside(function)?;
         let mut clock = Clock::start(wait);
         let _turn = clock.lock(&self.turn, function)?;
-        if matches!(*clock.lock(&self.state, function)?, State::Closed) {
+        if self.core.is_closed() {
             return Ok(());
         }
-        // SAFETY: the handle is ready, and the state locked.
-        let status =
-            self.call(function, &mut clock, |handle| unsafe { result::comm_finalize(self.functions(), handle) })?;
-        self.finish(status, function, &mut clock)?;
-        let mut state = clock.lock(&self.state, function)?;
-        let handle = self.ready(&state, function)?;
-        *state = State::Closed;
-        drop(state);
-        // SAFETY: finalized; and the handle was taken out of the state, so that no call is or will be made with it.
-        unsafe { result::comm_destroy(self.functions(), handle.0) }.map(drop)
+        self.core.ready(&self.core.enter(function, &mut clock)?, function)?;
+        ending::close(&self.core, &mut clock).inspect_err(|error| self.core.fail(error))
     }
 
     /// Ends the communicator at once: its kernels stop, whatever they wait for, calls that wait on other threads fail
     /// with [`NcclError::Aborted`], and what was enqueued is lost. Every rank that is still there should do so. Aborting
-    /// again, or what is closed, does nothing.
+    /// again, or what is closed, does nothing; an abort that another thread has begun is waited for.
     ///
-    /// Waits for a call of NCCL that another thread is inside, and for a group to end. [`NcclError::Timeout`] if it does
-    /// not come back; the communicator is as before then. NCCL itself may wait until the device has let go of its
-    /// kernels.
+    /// Waits, for up to half of its time, for a call of NCCL that another thread is inside, and for a group to end. A
+    /// call that has not moved on by then waits inside NCCL for other ranks, and is aborted from under its thread, as
+    /// is usual with blocking communicators. [`NcclError::Timeout`] if it was no one call that took the time; the
+    /// communicator is as before then. Also if NCCL does not come back: it waits until the device has let go of its
+    /// kernels. Then the communicator is lost, and its buffers may still be written to.
     pub fn abort(&self, wait: Wait<'_>) -> Result<()> {
         let function = "ncclCommAbort";
         group::refuse_inside(function)?;
-        let mut state = Clock::start(wait).lock(&self.state, function)?;
-        let Some(handle) = state.abort() else { return Ok(()) };
-        drop(state);
-        // SAFETY: the handle was taken out of the state, so that no call is or will be made with it.
-        unsafe { result::comm_abort(self.functions(), handle.0) }.map(drop)
+        let mut clock = Clock::start(wait);
+        let whole = |error| match error {
+            NcclError::Timeout { .. } => NcclError::Timeout { function, timeout: wait.timeout() },
+            other => other,
+        };
+        match self.core.take_to_abort(function, &mut clock.half()).map_err(whole)? {
+            Some(handle) => ending::abort(&self.core, handle, &mut clock),
+            None => self.core.wait_for_abort(function, &mut clock),
+        }
     }
 }
 
 /// One call, its turn, and the wait for its end.
 impl Communicator {
     pub(crate) fn functions(&self) -> &Functions {
-        self.nccl.functions()
+        self.core.functions()
     }
 
     /// Takes the turn, calls, and waits until the call is done.
@@ -225,79 +244,33 @@ impl Communicator {
         call: impl FnOnce(ncclComm_t) -> Result<Status>,
     ) -> Result<()> {
         let _turn = clock.lock(&self.turn, function)?;
-        let status = self.call(function, clock, call)?;
+        let inside = self.core.enter(function, clock)?;
+        let status = self.core.call(&inside, function, call)?;
+        drop(inside);
         self.finish(status, function, clock)
-    }
-
-    /// Locks the state and calls.
-    fn call(
-        &self,
-        function: &'static str,
-        clock: &mut Clock<'_>,
-        call: impl FnOnce(ncclComm_t) -> Result<Status>,
-    ) -> Result<Status> {
-        let state = clock.lock(&self.state, function)?;
-        self.call_locked(&state, function, call)
-    }
-
-    /// Calls while the caller keeps the state locked. An error of NCCL is the communicator's failure.
-    fn call_locked(
-        &self,
-        state: &State,
-        function: &'static str,
-        call: impl FnOnce(ncclComm_t) -> Result<Status>,
-    ) -> Result<Status> {
-        call(self.ready(state, function)?.0).inspect_err(|error| self.fail(error))
-    }
-
-    /// The handle, if calls may be made with it.
-    pub(crate) fn ready(&self, state: &State, function: &'static str) -> Result<Handle> {
-        match (state, self.failure.get()) {
-            (State::Aborted, _) => Err(NcclError::Aborted { function }),
-            (State::Closed, _) => Err(NcclError::Closed { function }),
-            (State::Ready(_), Some(reason)) => Err(NcclError::Failed { function, reason: reason.clone() }),
-            (State::Ready(handle), None) => Ok(*handle),
-        }
-    }
-
-    /// Remembers the first failure.
-    pub(crate) fn fail(&self, error: &NcclError) {
-        self.failure.get_or_init(|| error.to_string());
     }
 
     /// Waits for a call that returned `status`.
     pub(crate) fn finish(&self, status: Status, function: &'static str, clock: &mut Clock<'_>) -> Result<()> {
-        if status == Status::InProgress { self.settle(function, clock) } else { Ok(()) }
-    }
-
-    /// Waits until nothing is in progress. Giving up is a failure: what goes on cannot be waited for again.
-    fn settle(&self, function: &'static str, clock: &mut Clock<'_>) -> Result<()> {
-        let look = |clock: &mut Clock<'_>| {
-            // SAFETY: the handle is ready, and the state locked.
-            self.call(function, clock, |handle| unsafe {
-                result::comm_get_async_error(self.functions(), handle, function)
-            })
-        };
-        while look(clock).inspect_err(|error| self.fail(error))? == Status::InProgress {
-            clock.pause(function).inspect_err(|error| self.fail(error))?;
-        }
-        Ok(())
+        if status == Status::InProgress { self.core.settle(function, clock) } else { Ok(()) }
     }
 }
 
 impl Drop for Communicator {
-    /// Aborts what was not closed.
+    /// Aborts what was not closed, and waits for it, but not for ever.
     fn drop(&mut self) {
-        if let Some(handle) = unlocked(&mut self.state).abort() {
-            // SAFETY: nobody else has the communicator any more. There is no one to tell if it fails.
-            let _ = unsafe { result::comm_abort(self.functions(), handle.0) };
+        // Nobody else has the communicator any more, so nobody is inside a call. What is being ended on another thread
+        // was waited for before.
+        if let Some(handle) = self.core.take_at_once() {
+            // There is no one to tell if it fails.
+            let _ = ending::abort(&self.core, handle, &mut Clock::start(Wait::at_most(DROP_TIMEOUT)));
         }
     }
 }
 
 impl fmt::Debug for Communicator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Communicator(rank {} of {}, {:?})", self.rank, self.world_size, self.nccl)
+        write!(f, "Communicator(rank {} of {}, {:?})", self.rank, self.world_size, self.nccl())
     }
 }
 

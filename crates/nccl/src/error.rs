@@ -37,16 +37,6 @@ pub enum NcclError {
         /// The library.
         path: PathBuf,
     },
-    /// The loaded NCCL is too old for this one call.
-    #[error("{function}: NCCL {needed} or newer expected, got {found}")]
-    Unsupported {
-        /// The function.
-        function: &'static str,
-        /// The version that is loaded.
-        found: Version,
-        /// The first version that has the function.
-        needed: Version,
-    },
     /// NCCL reported an error.
     #[error("{function}: {message} ({code}){}", details(last_error))]
     Call {

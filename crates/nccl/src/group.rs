@@ -5,7 +5,6 @@ use crate::communicator::Communicator;
 use crate::error::{NcclError, Result};
 use crate::result;
 use crate::state::Handle;
-use crate::sys::Functions;
 use crate::types::{Buffers, ReduceOp, Stream};
 use crate::wait::{Clock, Wait};
 use std::cell::Cell;
@@ -41,12 +40,12 @@ impl Communicator {
         let mut clock = Clock::start(wait);
         let _turn = clock.lock(&self.turn, "ncclGroupStart")?;
         // Held throughout: an abort between start and end would free what the end is about to use.
-        let state = clock.lock(&self.state, "ncclGroupStart")?;
-        let handle = self.ready(&state, "ncclGroupStart")?;
+        let inside = self.core.enter("ncclGroupStart", &mut clock)?;
+        let handle = self.core.ready(&inside, "ncclGroupStart")?;
         let open = Open::start(self)?;
         let returned = body(&Group { communicator: self, handle, _of_this_thread: PhantomData });
         let ended = open.end();
-        drop(state);
+        drop(inside);
         let ended = ended.and_then(|status| self.finish(status, "ncclGroupEnd", &mut clock));
         returned.and_then(|value| ended.map(|()| value))
     }
@@ -94,10 +93,10 @@ impl Group<'_> {
     unsafe fn enqueue(&self, collective: Collective, buffers: Buffers, stream: Stream) -> Result<()> {
         collective.check(self.communicator.world_size())?;
         // SAFETY: the caller vouches for the buffers and the stream; the handle is ready, and whoever made this group
-        // keeps the state locked. Whether the group is in progress is known at its end.
+        // keeps others out. Whether the group is in progress is known at its end.
         unsafe { collective.enqueue(self.communicator.functions(), buffers, self.handle.0, stream) }
             .map(drop)
-            .inspect_err(|error| self.communicator.fail(error))
+            .inspect_err(|error| self.communicator.core.fail(error))
     }
 }
 
@@ -109,29 +108,29 @@ struct Open<'a> {
 
 impl<'a> Open<'a> {
     fn start(communicator: &'a Communicator) -> Result<Self> {
-        result::group_start(communicator.functions()).inspect_err(|error| communicator.fail(error))?;
+        result::group_start(communicator.functions()).inspect_err(|error| communicator.core.fail(error))?;
         INSIDE.set(true);
         Ok(Self { communicator, ended: false })
     }
 
     fn end(mut self) -> Result<result::Status> {
         self.ended = true;
-        end(self.communicator.functions()).inspect_err(|error| self.communicator.fail(error))
+        end(self.communicator).inspect_err(|error| self.communicator.core.fail(error))
     }
 }
 
 impl Drop for Open<'_> {
     fn drop(&mut self) {
         if !self.ended {
-            let _ = end(self.communicator.functions());
+            let _ = end(self.communicator);
             let reason = "the closure of a group panicked".into();
-            self.communicator.fail(&NcclError::Failed { function: "ncclGroupEnd", reason });
+            self.communicator.core.fail(&NcclError::Failed { function: "ncclGroupEnd", reason });
         }
     }
 }
 
-fn end(functions: &Functions) -> Result<result::Status> {
+fn end(communicator: &Communicator) -> Result<result::Status> {
     INSIDE.set(false);
-    // SAFETY: only the communicator whose state is locked was used in the group, since every other call is refused.
-    unsafe { result::group_end(functions) }
+    // SAFETY: only the communicator that this thread is inside was used in the group, since every other call is refused.
+    communicator.core.inside_a_call(|| unsafe { result::group_end(communicator.functions()) })
 }

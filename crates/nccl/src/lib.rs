@@ -4,6 +4,7 @@
 
 mod collective;
 mod communicator;
+mod ending;
 mod error;
 mod group;
 mod nccl;

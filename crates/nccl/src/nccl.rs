@@ -68,11 +68,6 @@ impl Nccl {
         &self.0.path
     }
 
-    /// Whether [`Communicator::split`] works: NCCL 2.18.1 and newer.
-    pub fn supports_split(&self) -> bool {
-        self.0.functions.comm_split.is_some()
-    }
-
     /// Whether several ranks may share a device once `NCCL_MULTI_RANK_GPU_ENABLE=1` is set: NCCL 2.30.3 and newer.
     pub fn supports_multi_rank_per_gpu(&self) -> bool {
         self.version() >= Version::MULTI_RANK_PER_GPU

@@ -141,8 +141,6 @@ pub unsafe fn comm_user_rank(functions: &Functions, communicator: ncclComm_t) ->
 
 /// Makes a communicator of the ranks with this rank's `color`, ordered by `key`; it inherits the parent's options.
 ///
-/// [`NcclError::Unsupported`] before NCCL 2.18.1.
-///
 /// # Safety
 /// `communicator` is neither aborted nor destroyed, and no other thread is inside a call on it. `child` is good for
 /// writes until `communicator` is no longer in progress: NCCL may write to it from another thread.
@@ -153,12 +151,9 @@ pub unsafe fn comm_split(
     key: c_int,
     child: *mut ncclComm_t,
 ) -> Result<Status> {
-    let function = "ncclCommSplit";
-    let Some(split) = functions.comm_split else {
-        return Err(NcclError::Unsupported { function, found: get_version(functions)?, needed: Version::SPLIT });
-    };
     // SAFETY: the caller vouches for both pointers; no configuration means the parent's.
-    check(functions, function, unsafe { split(communicator, color, key, child, null_mut()) })
+    let code = unsafe { (functions.comm_split)(communicator, color, key, child, null_mut()) };
+    check(functions, "ncclCommSplit", code)
 }
 
 /// Where a collective reads and writes, and on which communicator and stream it runs.

@@ -64,7 +64,7 @@ pub const NCCL_CONFIG_UNDEF_INT: c_int = c_int::MIN;
 
 /// Options of a communicator, in the layout of NCCL 2.18.
 ///
-/// Every NCCL since 2.14 takes it: it copies the smaller of this size and its own, and fills options that are younger
+/// Every NCCL that this crate works with takes it: it copies the smaller of this size and its own, and fills options that are younger
 /// than `version` with its defaults.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -112,19 +112,15 @@ impl Default for ncclConfig_t {
     }
 }
 
-/// Makes the table of functions: `field: "symbol" = fn type`, those behind the semicolon may be missing.
+/// Makes the table of functions: `field: "symbol" = fn type`.
 macro_rules! functions {
-    (
-        $($(#[$doc:meta])* $field:ident: $symbol:literal = fn($($argument:ty),*) -> $returned:ty,)*
-        ; $($(#[$late_doc:meta])* $late:ident: $late_symbol:literal = fn($($late_argument:ty),*) -> $late_returned:ty,)*
-    ) => {
+    ($($(#[$doc:meta])* $field:ident: $symbol:literal = fn($($argument:ty),*) -> $returned:ty,)*) => {
         /// Pointers to the functions of one loaded library, named as in C without `nccl`.
         ///
         /// They are as unsafe to call as in C; [`result`](crate::result) and the safe types do so.
         #[derive(Clone, Copy, Debug)]
         pub struct Functions {
             $($(#[$doc])* pub $field: unsafe extern "C" fn($($argument),*) -> $returned,)*
-            $($(#[$late_doc])* pub $late: Option<unsafe extern "C" fn($($late_argument),*) -> $late_returned>,)*
         }
 
         impl Functions {
@@ -137,8 +133,6 @@ macro_rules! functions {
                 Ok(Self {
                     // SAFETY: the caller vouches for the types of the functions and for the library staying loaded.
                     $($field: *unsafe { library.get($symbol) }.map_err(|_| $symbol)?,)*
-                    // SAFETY: as above.
-                    $($late: unsafe { library.get($late_symbol) }.ok().map(|symbol| *symbol),)*
                 })
             }
         }
@@ -193,7 +187,6 @@ functions! {
     get_error_string: "ncclGetErrorString" = fn(ncclResult_t) -> *const c_char,
     /// What NCCL last logged as a warning or an error in this process; the communicator is not looked at.
     get_last_error: "ncclGetLastError" = fn(ncclComm_t) -> *const c_char,
-    ;
-    /// Makes communicators of parts of one; since NCCL 2.18.1.
+    /// Makes communicators of parts of one.
     comm_split: "ncclCommSplit" = fn(ncclComm_t, c_int, c_int, *mut ncclComm_t, *mut ncclConfig_t) -> ncclResult_t,
 }

@@ -14,11 +14,9 @@ pub struct Version {
 }
 
 impl Version {
-    /// The oldest version this crate works with: the first with non-blocking communicators, `ncclCommInitRankConfig`
-    /// and `ncclCommFinalize`.
-    pub const OLDEST: Self = Self::new(2, 14, 3);
-    /// The first with `ncclCommSplit`.
-    pub const SPLIT: Self = Self::new(2, 18, 1);
+    /// The oldest version this crate works with: the first whose `ncclCommAbort` may be called while another thread's
+    /// call is in progress in the background.
+    pub const OLDEST: Self = Self::new(2, 20, 3);
     /// The first that lets several ranks share a device, with `NCCL_MULTI_RANK_GPU_ENABLE=1` in the environment.
     pub const MULTI_RANK_PER_GPU: Self = Self::new(2, 30, 3);
 
@@ -47,7 +45,7 @@ mod tests {
     #[test]
     fn codes_of_both_kinds_are_read() {
         assert_eq!(Version::from_code(22_809), Version::new(2, 28, 9));
-        assert_eq!(Version::from_code(21_403), Version::OLDEST);
+        assert_eq!(Version::from_code(22_003), Version::OLDEST);
         assert_eq!(Version::from_code(2_708), Version::new(2, 7, 8));
         assert_eq!(Version::from_code(22_809).to_string(), "2.28.9");
     }
@@ -55,6 +53,6 @@ mod tests {
     #[test]
     fn the_order_is_by_number_and_not_by_text() {
         assert!(Version::new(2, 9, 6) < Version::OLDEST);
-        assert!(Version::OLDEST < Version::SPLIT && Version::SPLIT < Version::MULTI_RANK_PER_GPU);
+        assert!(Version::OLDEST < Version::MULTI_RANK_PER_GPU);
     }
 }

@@ -2,12 +2,14 @@
 
 use crate::error::{NcclError, Result};
 use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Mutex, MutexGuard, TryLockError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// The first and the longest pause between two looks. Most waits end within the first few; a long one must not take a
-/// core from the thread that it waits for.
+/// How long a wait only yields before it sleeps between two looks: most calls of NCCL are done within microseconds, less
+/// than the shortest sleep.
+const SPIN: Duration = Duration::from_micros(100);
+/// The first and the longest sleep between two looks. A long wait must not take a core from the thread that it waits for.
 const PAUSE: (Duration, Duration) = (Duration::from_micros(20), Duration::from_millis(1));
 
 /// How long a call may take, and who may end it earlier.
@@ -34,8 +36,8 @@ impl<'a> Wait<'a> {
         Self { timeout, keep_waiting: None }
     }
 
-    /// Also asks `keep_waiting` about once a millisecond while the call waits, and fails with [`NcclError::Cancelled`]
-    /// once it says no. It must be quick.
+    /// Also asks `keep_waiting` before every pause while the call waits, for long waits about once a millisecond, and fails
+    /// with [`NcclError::Cancelled`] once it says no. It must be quick.
     #[must_use]
     pub const fn while_true(self, keep_waiting: &'a dyn Fn() -> bool) -> Self {
         Self { keep_waiting: Some(keep_waiting), ..self }
@@ -66,15 +68,29 @@ impl<'a> Clock<'a> {
         Self { wait, start: Instant::now(), pause: PAUSE.0 }
     }
 
-    /// Sleeps until it is time to look again; an error once `function` is to be waited for no longer.
+    /// The same call's clock for a part that may take half of the time that is left.
+    pub(crate) fn half(&self) -> Self {
+        let timeout = self.left() / 2;
+        Self::start(Wait { timeout, ..self.wait })
+    }
+
+    /// What is left of the time.
+    pub(crate) fn left(&self) -> Duration {
+        self.wait.timeout.saturating_sub(self.start.elapsed())
+    }
+
+    /// Waits until it is time to look again; an error once `function` is to be waited for no longer.
     pub(crate) fn pause(&mut self, function: &'static str) -> Result<()> {
         if self.wait.keep_waiting.is_some_and(|keep_waiting| !keep_waiting()) {
             return Err(NcclError::Cancelled { function });
         }
-        let timeout = self.wait.timeout;
-        let left = timeout.saturating_sub(self.start.elapsed());
+        let (timeout, left) = (self.wait.timeout, self.left());
         if left.is_zero() {
             return Err(NcclError::Timeout { function, timeout });
+        }
+        if timeout - left < SPIN {
+            thread::yield_now();
+            return Ok(());
         }
         thread::sleep(self.pause.min(left));
         self.pause = (self.pause * 2).min(PAUSE.1);
@@ -91,11 +107,6 @@ impl<'a> Clock<'a> {
             }
         }
     }
-}
-
-/// What is behind a lock that nobody else can hold, whatever happened to those who held it.
-pub(crate) fn unlocked<T>(mutex: &mut Mutex<T>) -> &mut T {
-    mutex.get_mut().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -117,6 +128,17 @@ mod tests {
         };
         assert_eq!(error, NcclError::Timeout { function: FUNCTION, timeout });
         assert!(start.elapsed() >= timeout);
+    }
+
+    #[test]
+    fn half_of_a_wait_ends_first_and_asks_the_same_caller() {
+        let stop = Cell::new(false);
+        let keep_waiting = || !stop.get();
+        let clock = Clock::start(Wait::at_most(Duration::from_secs(60)).while_true(&keep_waiting));
+        let mut half = clock.half();
+        assert!(half.left() <= Duration::from_secs(30) && clock.left() > Duration::from_secs(50));
+        stop.set(true);
+        assert_eq!(half.pause(FUNCTION), Err(NcclError::Cancelled { function: FUNCTION }));
     }
 
     #[test]

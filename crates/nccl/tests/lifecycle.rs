@@ -190,19 +190,36 @@ fn an_abort_ends_the_wait_of_another_thread() {
 fn an_abort_waits_for_the_thread_inside_a_call() {
     let script = Script::new(&[]);
     let communicator = communicator(script);
-    script.stay_inside(SHORT * 4);
+    script.stay_inside(SHORT * 2);
     thread::scope(|scope| {
         let inside = scope.spawn(|| all_reduce(&communicator, LONG));
         thread::sleep(SHORT);
         assert_eq!(communicator.async_error(), Ok(Status::InProgress), "a watchdog does not wait");
-        let timeout = Duration::from_millis(10);
-        let error = communicator.abort(Wait::at_most(timeout)).unwrap_err();
-        assert_eq!(error, NcclError::Timeout { function: "ncclCommAbort", timeout });
         communicator.abort(LONG).unwrap();
         inside.join().unwrap().unwrap();
     });
     assert_eq!(script.calls().last(), Some(&"ncclCommAbort"));
     assert_eq!(script.broken_rules(), [""; 0]);
+}
+
+#[test]
+fn an_abort_does_not_free_what_an_open_group_is_about_to_use() {
+    let script = Script::new(&[]);
+    let communicator = communicator(script);
+    thread::scope(|scope| {
+        let open = scope.spawn(|| {
+            communicator.group(LONG, |_| {
+                thread::sleep(SHORT * 2);
+                Ok(())
+            })
+        });
+        thread::sleep(SHORT);
+        let timeout = Duration::from_millis(10);
+        let error = communicator.abort(Wait::at_most(timeout)).unwrap_err();
+        assert_eq!(error, NcclError::Timeout { function: "ncclCommAbort", timeout });
+        communicator.abort(LONG).unwrap();
+        open.join().unwrap().unwrap();
+    });
 }
 
 #[test]
@@ -248,22 +265,87 @@ fn split_gives_the_childs_own_rank() {
 }
 
 #[test]
-fn split_needs_a_library_that_has_it() {
-    // SAFETY: the scripted functions keep NCCL's contracts, and are part of the program.
-    let nccl = unsafe { Nccl::from_functions(scripted::FUNCTIONS_WITHOUT_SPLIT, "scripted") }.unwrap();
-    assert!(!nccl.supports_split() && !nccl.supports_multi_rank_per_gpu());
-    let id = nccl.unique_id().unwrap();
-    let communicator = nccl.communicator(&id, 0, 1, &Options::default(), LONG).unwrap();
-    let error = communicator.split(Some(0), 0, LONG).unwrap_err();
-    assert_eq!(error.to_string(), "ncclCommSplit: NCCL 2.18.1 or newer expected, got 2.28.9");
-    all_reduce(&communicator, LONG).unwrap();
+fn a_failed_split_aborts_the_parent_at_once() {
+    let script = Script::new(&[("ncclCommSplit", NCCL_IN_PROGRESS, FOR_EVER)]);
+    let communicator = communicator(script);
+    let error = within_twice(SHORT, || communicator.split(Some(0), 0, Wait::at_most(SHORT))).unwrap_err();
+    assert_eq!(error, NcclError::Timeout { function: "ncclCommSplit", timeout: SHORT });
+    assert_eq!(script.calls().last(), Some(&"ncclCommAbort"), "by the thread that began it");
+    assert_eq!(all_reduce(&communicator, LONG), Err(NcclError::Aborted { function: "ncclAllReduce" }));
+    assert_eq!(script.broken_rules(), [""; 0]);
+}
+
+#[test]
+fn what_is_in_progress_is_put_away_by_the_thread_that_began_it() {
+    let script = Script::new(&[
+        ("ncclCommInitRankConfig", NCCL_IN_PROGRESS, looks(3, NCCL_SUCCESS)),
+        ("ncclCommSplit", NCCL_IN_PROGRESS, looks(3, NCCL_SUCCESS)),
+        ("ncclAllReduce", NCCL_IN_PROGRESS, looks(3, NCCL_SUCCESS)),
+        ("ncclCommFinalize", NCCL_IN_PROGRESS, looks(3, NCCL_SUCCESS)),
+    ]);
+    let made = thread::spawn(|| communicator(script)).join().unwrap();
+    thread::scope(|scope| {
+        let child = scope.spawn(|| made.split(Some(0), 2, LONG).unwrap());
+        all_reduce(&child.join().unwrap().unwrap(), LONG).unwrap();
+        scope.spawn(|| all_reduce(&made, LONG).unwrap()).join().unwrap();
+    });
+    all_reduce(&made, LONG).unwrap();
+    made.close(LONG).unwrap();
+    assert_eq!(script.broken_rules(), [""; 0]);
+}
+
+#[test]
+fn a_call_that_only_an_abort_can_end_is_aborted_from_under_its_thread() {
+    let script = Script::new(&[]);
+    let communicator = communicator(script);
+    script.stick_in("ncclAllReduce");
+    thread::scope(|scope| {
+        let inside = scope.spawn(|| all_reduce(&communicator, LONG));
+        thread::sleep(SHORT / 5);
+        within_twice(SHORT, || communicator.abort(Wait::at_most(SHORT))).unwrap();
+        inside.join().unwrap().unwrap();
+    });
+    assert_eq!(all_reduce(&communicator, LONG), Err(NcclError::Aborted { function: "ncclAllReduce" }));
+    assert_eq!(script.calls(), ["ncclCommInitRankConfig", "ncclAllReduce", "ncclCommAbort"]);
+    assert_eq!(script.broken_rules(), [""; 0]);
+}
+
+#[test]
+fn an_abort_that_does_not_come_back_is_left_behind() {
+    let script = Script::new(&[]);
+    let communicator = communicator(script);
+    script.stick_in("ncclCommAbort");
+    for _ in 0..2 {
+        let error = within_twice(SHORT, || communicator.abort(Wait::at_most(SHORT))).unwrap_err();
+        assert_eq!(error, NcclError::Timeout { function: "ncclCommAbort", timeout: SHORT });
+    }
+    assert_eq!(script.calls(), ["ncclCommInitRankConfig", "ncclCommAbort"], "once");
+    assert_eq!(all_reduce(&communicator, LONG), Err(NcclError::Aborted { function: "ncclAllReduce" }));
+    within_twice(SHORT, || drop(communicator));
+}
+
+#[test]
+fn a_close_that_stays_inside_nccl_times_out_and_ends_with_the_abort() {
+    for stuck in ["ncclCommFinalize", "ncclCommDestroy"] {
+        let script = Script::new(&[]);
+        let communicator = communicator(script);
+        script.stick_in(stuck);
+        let error = within_twice(SHORT, || communicator.close(Wait::at_most(SHORT))).unwrap_err();
+        assert_eq!(error, NcclError::Timeout { function: "ncclCommFinalize", timeout: SHORT });
+        within_twice(SHORT, || communicator.abort(Wait::at_most(SHORT))).unwrap();
+        // What destroys it is not disturbed.
+        let last = if stuck == "ncclCommDestroy" { stuck } else { "ncclCommAbort" };
+        assert_eq!(script.calls().last(), Some(&last));
+        within_twice(SHORT, || drop(communicator));
+        assert_eq!(script.broken_rules(), [""; 0], "{stuck}");
+    }
 }
 
 #[test]
 fn a_library_too_old_is_refused() {
     // SAFETY: the scripted functions keep NCCL's contracts, and are part of the program.
     let error = unsafe { Nccl::from_functions(scripted::OLD_FUNCTIONS, "old.so") }.unwrap_err();
-    assert_eq!(error.to_string(), "NCCL 2.14.3 or newer expected, got 2.12.10 (old.so)");
+    assert_eq!(error.to_string(), "NCCL 2.20.3 or newer expected, got 2.18.5 (old.so)");
 }
 
 #[test]

@@ -72,5 +72,5 @@ fn an_old_library_is_refused_with_both_versions() {
     let path = folder.library("libnccl.so.2", "int ncclGetVersion(int *version) { *version = 21003; return 0; }");
     let error = Nccl::load(&at(&folder.0)).unwrap_err();
     assert_eq!(error, NcclError::TooOld { found: Version::new(2, 10, 3), needed: Version::OLDEST, path: path.clone() });
-    assert_eq!(error.to_string(), format!("NCCL 2.14.3 or newer expected, got 2.10.3 ({})", path.display()));
+    assert_eq!(error.to_string(), format!("NCCL 2.20.3 or newer expected, got 2.10.3 ({})", path.display()));
 }

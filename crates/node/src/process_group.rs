@@ -17,7 +17,8 @@ thread_local! {
     static GROUPS: RefCell<Vec<ProcessGroup>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Ends the groups of an environment that goes.
+/// Ends the groups of an environment that goes. Bounded: a default group ends those made from it at the same time, which
+/// are left with nothing to do.
 pub fn abort_all() {
     let groups = GROUPS.take();
     groups.iter().for_each(|group| group.abort("the JavaScript environment of this rank ended"));
@@ -113,14 +114,16 @@ pub fn init_process_group<'env>(
 
 #[napi(catch_unwind, ts_return_type = "Promise<BindingGroup>")]
 pub fn new_group<'env>(env: &'env Env, world: &BindingGroup, ranks: Vec<i64>, timeout: f64) -> Result<Object<'env>> {
-    let (ranks, timeout, world) = (sizes("newGroup", &ranks)?, milliseconds("newGroup", timeout)?, world.0.clone());
-    promise(env, move || world.new_group(&ranks, Some(timeout)), BindingGroup::register)
+    let (ranks, timeout) = (sizes("newGroup", &ranks)?, milliseconds("newGroup", timeout)?);
+    // Here its place among the calls of the program is fixed, whenever the thread gets to run.
+    let made = world.0.start_new_group(&ranks, Some(timeout));
+    promise(env, move || made.finish(), BindingGroup::register)
 }
 
 #[napi(catch_unwind, ts_return_type = "Promise<void>")]
 pub fn destroy_group<'env>(env: &'env Env, group: &BindingGroup) -> Result<Object<'env>> {
     let group = group.0.clone();
-    GROUPS.with_borrow_mut(|groups| groups.retain(|other| other.name() != group.name()));
+    GROUPS.with_borrow_mut(|groups| groups.retain(|other| !other.ends_with(&group)));
     promise(
         env,
         move || {

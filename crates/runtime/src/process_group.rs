@@ -8,18 +8,17 @@
 
 use crate::device::{Device, expect_one_device};
 use crate::nccl::setup::{self, Means};
-use crate::nccl::{Members, NcclGroup, to_error};
+use crate::nccl::turn::{Ticket, Turn};
+use crate::nccl::{Members, NcclGroup};
 use crate::staging::Staging;
 use crate::tensor::Tensor;
 use crate::work::Work;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
-use syncbn_comm::interrupt::is_interrupted;
 use syncbn_comm::{CancelToken, Environment, Group, InitOptions, World};
 use syncbn_core::{Code, Collective, DType, Error, ReduceOp, Result};
 use syncbn_cuda::{Cuda, CudaBuffer, refuse_while_recording};
-use syncbn_nccl::Wait;
 
 pub use crate::nccl::setup::Backend;
 
@@ -46,6 +45,17 @@ struct Inner {
     staging: Staging,
     /// Groups made from this one, which end with it.
     made: Mutex<Vec<Weak<Inner>>>,
+    /// The order in which groups are made, without nccl; with it, that is the order of its calls.
+    making: Turn,
+}
+
+impl Inner {
+    /// This group and those made from it.
+    fn collect(self: &Arc<Self>, groups: &mut Vec<Arc<Self>>) {
+        groups.push(self.clone());
+        let made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        made.iter().filter_map(Weak::upgrade).for_each(|inner| inner.collect(groups));
+    }
 }
 
 /// A handle on a group; clones share it.
@@ -55,6 +65,38 @@ pub struct ProcessGroup(Arc<Inner>);
 impl std::fmt::Debug for ProcessGroup {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "ProcessGroup({}, ranks {:?})", self.name(), self.ranks())
+    }
+}
+
+/// A group that is to be made; see [`ProcessGroup::start_new_group`].
+pub struct NewGroup {
+    parent: ProcessGroup,
+    ranks: Vec<usize>,
+    timeout: Option<Duration>,
+    ticket: Ticket,
+}
+
+impl std::fmt::Debug for NewGroup {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "NewGroup(ranks {:?} of {:?})", self.ranks, self.parent)
+    }
+}
+
+impl NewGroup {
+    /// Makes it, together with the other ranks.
+    pub fn finish(self) -> Result<ProcessGroup> {
+        let Self { parent, ranks, timeout, ticket } = self;
+        let inner = &parent.0;
+        ticket.wait("new_group", timeout.unwrap_or(parent.timeout()))?;
+        parent.wait_idle();
+        let group = inner.world.new_group(&ranks, timeout)?;
+        let nccl = match &inner.nccl {
+            Some(nccl) => split_nccl(&inner.world, nccl, &group)?,
+            None => None,
+        };
+        let made = ProcessGroup::new(inner.world.clone(), group, inner.backend, inner.reason.clone(), nccl);
+        inner.made.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&made.0));
+        Ok(made)
     }
 }
 
@@ -87,40 +129,41 @@ impl ProcessGroup {
             world_size: options.world_size,
             timeout: options.timeout,
             token: options.token.clone().map(String::into_bytes),
-            cancel,
+            cancel: cancel.clone(),
         };
         let world = Arc::new(syncbn_comm::init(&init, &environment)?);
         let group = world.default_group();
         let (wish, device) = (options.backend, options.device.as_ref());
-        let choice = setup::agree(&group, wish, device, &environment, world.local_rank())?;
-        let nccl = match &choice.means {
-            Some(means) => Some(start_nccl(&world, &group, means, &environment)?),
-            None => None,
-        };
+        let (choice, nccl) = setup::cancellable(&world, &cancel, || {
+            let choice = setup::agree(&group, wish, device, &environment, world.local_rank())?;
+            let nccl = match &choice.means {
+                Some(means) => Some(start_nccl(&world, &group, means, &environment, &cancel)?),
+                None => None,
+            };
+            Ok((choice, nccl))
+        })?;
         let backend = if nccl.is_some() { Backend::Nccl } else { Backend::Tcp };
         Ok(Self::new(world, group, backend, choice.reason, nccl))
     }
 
     fn new(world: Arc<World>, group: Arc<Group>, backend: Backend, reason: String, nccl: Option<NcclGroup>) -> Self {
-        let (queue, staging, made) = (Mutex::default(), Staging::default(), Mutex::default());
-        Self(Arc::new(Inner { world, group, queue, nccl, backend, reason, staging, made }))
+        let (queue, staging, made, making) = (Mutex::default(), Staging::default(), Mutex::default(), Turn::default());
+        Self(Arc::new(Inner { world, group, queue, nccl, backend, reason, staging, made, making }))
     }
 
     /// A group of some global ranks; every rank of the world calls it. Members are numbered in ascending order of their
     /// global ranks, as `torch.distributed.new_group` does.
     pub fn new_group(&self, ranks: &[usize], timeout: Option<Duration>) -> Result<Self> {
-        self.wait_idle();
+        self.start_new_group(ranks, timeout).finish()
+    }
+
+    /// [`new_group`](Self::new_group) in two parts: this one fixes its place among the calls of this group, and the
+    /// other, on whichever thread, makes it. Later calls wait for that.
+    pub fn start_new_group(&self, ranks: &[usize], timeout: Option<Duration>) -> NewGroup {
+        let turn = self.0.nccl.as_ref().map_or(&self.0.making, NcclGroup::turn);
         let mut ranks = ranks.to_vec();
         ranks.sort_unstable();
-        let world = &self.0.world;
-        let group = world.new_group(&ranks, timeout)?;
-        let nccl = match &self.0.nccl {
-            Some(nccl) => split_nccl(world, nccl, &group)?,
-            None => None,
-        };
-        let made = Self::new(world.clone(), group, self.0.backend, self.0.reason.clone(), nccl);
-        self.0.made.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&made.0));
-        Ok(made)
+        NewGroup { parent: self.clone(), ranks, timeout, ticket: turn.take() }
     }
 
     /// How tensors on GPUs are exchanged.
@@ -160,10 +203,32 @@ impl ProcessGroup {
         if self.is_default() { self.0.world.destroy() } else { self.0.group.close() }
     }
 
-    /// Ends every wait of this rank on the group, or on all groups of the world through the default group.
+    /// Ends every wait of this rank on the group, or on all groups of the world through the default group. What has been
+    /// destroyed stays as it is.
+    ///
+    /// The connections come first: the other ranks must not have to wait. Then all communicators at once: they share a
+    /// stream, and one whose kernel hangs holds up the abort of another whose kernel is behind it.
     pub fn abort(&self, reason: &str) {
-        self.0.nccl.iter().for_each(|nccl| nccl.abort(reason));
-        if self.is_default() { self.0.world.abort(reason) } else { self.0.group.abort(reason) }
+        if self.is_default() {
+            self.0.world.abort(reason)
+        } else {
+            self.0.group.abort(reason)
+        }
+        let mut groups = vec![];
+        self.0.collect(&mut groups);
+        std::thread::scope(|scope| {
+            for nccl in groups.iter().filter_map(|group| group.nccl.as_ref()) {
+                let builder = std::thread::Builder::new().name("syncbn-abort".into());
+                if builder.spawn_scoped(scope, || nccl.abort(reason)).is_err() {
+                    nccl.abort(reason);
+                }
+            }
+        });
+    }
+
+    /// Whether this group ends when `other` does.
+    pub fn ends_with(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0) || (other.is_default() && Arc::ptr_eq(&self.0.world, &other.0.world))
     }
 
     fn is_default(&self) -> bool {
@@ -262,33 +327,30 @@ fn start_thread(group: Arc<Group>) -> Sender<Job> {
 }
 
 /// The communicator of a world's default group, and its watchdog.
-fn start_nccl(world: &World, group: &Arc<Group>, means: &Means, environment: &Environment) -> Result<NcclGroup> {
+fn start_nccl(
+    world: &World,
+    group: &Arc<Group>,
+    means: &Means,
+    environment: &Environment,
+    cancel: &CancelToken,
+) -> Result<NcclGroup> {
     let everybody: Vec<usize> = (0..world.size()).collect();
     let watch = world.new_group(&everybody, None)?;
     let compare_first = match environment.get("SYNCBN_DEBUG") {
         Some("detail") => Some(world.new_group(&everybody, None)?),
         _ => None,
     };
-    let communicator = setup::meet(group, means, group.timeout())?;
+    let communicator = setup::meet(group, means, group.timeout(), cancel)?;
     NcclGroup::new(members(group)?, &means.cuda, communicator, watch, compare_first)
 }
 
 /// The communicator of the members of `group`, made from that of the world; every rank of the world calls it.
 fn split_nccl(world: &World, nccl: &NcclGroup, group: &Arc<Group>) -> Result<Option<NcclGroup>> {
-    let watch = world.new_group(group.ranks(), Some(group.timeout()))?;
-    let communicator = if nccl.communicator().nccl().supports_split() {
-        let keep_waiting = || !is_interrupted();
-        let wait = Wait::at_most(group.timeout()).while_true(&keep_waiting);
-        nccl.cuda().bind()?;
-        let (color, key) = (group.rank().map(|_| 0), group.rank().unwrap_or(0) as i32);
-        nccl.communicator().split(color, key, wait).map_err(to_error)?
-    } else if group.rank().is_some() {
-        let means = Means { cuda: nccl.cuda().clone(), nccl: nccl.communicator().nccl().clone() };
-        Some(setup::meet(group, &means, group.timeout())?)
-    } else {
-        None
-    };
-    let start = |communicator| NcclGroup::new(members(group)?, nccl.cuda(), communicator, watch, None);
+    let (ranks, timeout) = (group.ranks(), Some(group.timeout()));
+    let watch = world.new_group(ranks, timeout)?;
+    let compare_first = if nccl.compares_first() { Some(world.new_group(ranks, timeout)?) } else { None };
+    let communicator = nccl.split(group)?;
+    let start = |communicator| NcclGroup::new(members(group)?, nccl.cuda(), communicator, watch, compare_first);
     communicator.map(start).transpose()
 }
 

@@ -57,12 +57,14 @@ impl Work {
 
     /// Sets the outcome and tells everybody; called once.
     pub(crate) fn complete(&self, result: Result<()>) {
-        let (callbacks, device) = {
+        // Before the outcome can be seen: who sees it may use the tensors.
+        let device = self.state().device.take();
+        drop(device);
+        let callbacks = {
             let mut state = self.state();
             state.result = Some(result.clone());
-            (std::mem::take(&mut state.callbacks), state.device.take())
+            std::mem::take(&mut state.callbacks)
         };
-        drop(device);
         self.0.1.notify_all();
         callbacks.into_iter().for_each(|callback| callback(result.clone()));
     }

@@ -10,12 +10,12 @@ use problem::{ALL, Layer, Problem};
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 use support::{Place, bytes, expect, free_port, join_all, place, ranks, tensor, values};
-use syncbn_comm::{CancelToken, Group};
+use syncbn_comm::{CancelToken, Environment, Group, InitOptions};
 use syncbn_core::ops::{BinaryOp, SgdStep};
 use syncbn_core::{Code, DType, MemoryFormat, ReduceOp};
 use syncbn_cuda::{Counts, Cuda};
 use syncbn_runtime::process_group::{self, Backend, ProcessGroupOptions};
-use syncbn_runtime::{ProcessGroup, Reducer, Tensor, batch_norm, gpu, ops};
+use syncbn_runtime::{ProcessGroup, Reducer, Tensor, batch_norm, gpu, ops, reducer};
 
 /// Two ranks, one of them empty.
 const SHAPES: [&[usize]; 2] = [&[3, 33, 5, 5], &[0, 33, 4, 4]];
@@ -363,6 +363,75 @@ fn a_wait_for_the_device_includes_collectives_nobody_has_waited_for() {
             assert!(work.wait().is_ok());
             assert_eq!(values(&data)[4999], 2.0 * f64::from(round));
         }
+    });
+}
+
+#[test]
+#[ignore = "needs GPUs: on_fake_gpus_over_nccl runs it"]
+fn a_meeting_whose_other_rank_goes_its_own_way_is_cancelled() {
+    let (port, cancel, ended) = (free_port(), CancelToken::default(), Barrier::new(2));
+    let init_method = format!("tcp://127.0.0.1:{port}");
+    join_all(2, |rank| {
+        place::set_rank(rank);
+        let timeout = Duration::from_secs(20);
+        if rank == 1 {
+            // Comes to the rendezvous, and has nothing to say about backends.
+            let (rank, world_size, token) = (Some(1), Some(2), Some(b"secret".to_vec()));
+            let init_method = init_method.clone();
+            let options = InitOptions { init_method, rank, world_size, timeout, token, ..InitOptions::default() };
+            let world = syncbn_comm::init(&options, &Environment::from_process()).unwrap();
+            std::thread::sleep(Duration::from_millis(200));
+            cancel.cancel();
+            ended.wait();
+            world.destroy();
+            return;
+        }
+        let options = ProcessGroupOptions {
+            init_method: init_method.clone(),
+            rank: Some(0),
+            world_size: Some(2),
+            timeout,
+            token: Some("secret".into()),
+            backend: Some(Backend::Nccl),
+            device: Some(place::device()),
+        };
+        let start = Instant::now();
+        let error = ProcessGroup::init(&options, cancel.clone()).unwrap_err();
+        ended.wait();
+        assert_eq!(error.code(), Code::Aborted, "{error:?}");
+        assert!(error.message().contains("cancelled"), "{error:?}");
+        assert!(start.elapsed() < timeout / 4, "{:?}", start.elapsed());
+    });
+}
+
+#[test]
+#[ignore = "needs GPUs: on_fake_gpus_over_nccl runs it"]
+fn aborting_what_is_destroyed_leaves_the_device_alone() {
+    impatient_ranks(Duration::from_secs(10), |group, _| {
+        let part = group.new_group(&[0, 1], None).unwrap();
+        let data = tensor(&[1.0; 8], &[8], DType::F32, MemoryFormat::Contiguous);
+        process_group::all_reduce(&part, &data, ReduceOp::Sum).unwrap().wait().unwrap();
+        assert!(part.ends_with(group) && !group.ends_with(&part));
+        group.destroy();
+        // As at the end of a worker that has handles on both.
+        group.abort("ended");
+        part.abort("ended");
+        gpu::synchronize(&place::device()).unwrap();
+        assert_eq!(values(&data), [2.0; 8]);
+    });
+}
+
+#[test]
+#[ignore = "needs GPUs: on_fake_gpus_over_nccl runs it"]
+fn lists_of_the_same_length_and_other_tensors_are_different_calls() {
+    impatient_ranks(Duration::from_secs(10), |group, rank| {
+        let make = |length: usize| tensor(&vec![1.0; length], &[length], DType::F32, MemoryFormat::Contiguous);
+        // Six values on both ranks, cut in two ways.
+        let start = Instant::now();
+        reducer::broadcast_tensors(group, &[make(2 + rank), make(4 - rank)], 0).unwrap();
+        let error = gpu::synchronize(&place::device()).unwrap_err();
+        assert!(error.code() == Code::Mismatch && error.message().contains("types, sizes and sources"), "{error:?}");
+        assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
     });
 }
 

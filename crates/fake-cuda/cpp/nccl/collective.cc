@@ -1,6 +1,8 @@
 // Checking and enqueuing collectives.
 #include "collective.h"
 
+#include <algorithm>
+#include <cstdlib>
 #include <list>
 
 #include "group.h"
@@ -62,9 +64,25 @@ void run_work(void* data) {
   work.collective.communicator->pending--;
 }
 
+/// What the environment asks of this rank's communicators: FAKE_NCCL_BLOCK_FIRST=1, the first collective stays inside
+/// the call until every rank makes it, as where connections are made by the first that needs them.
+/// FAKE_NCCL_FAIL_AFTER=n, the communicator fails in the background after the n-th.
+ncclResult_t misbehave(Communicator& communicator) {
+  const char* fails = std::getenv("FAKE_NCCL_FAIL_AFTER");
+  if (fails != nullptr && ++communicator.calls == std::atoi(fails)) communicator.state = ncclSystemError;
+  if (!enabled("FAKE_NCCL_BLOCK_FIRST")) return ncclSuccess;
+  communicator.mine().connected = true;
+  const RankSlot* ranks = communicator.shared->ranks;
+  const bool connected = communicator.spin([&] {
+    return std::all_of(ranks, ranks + communicator.size, [](const RankSlot& rank) { return rank.connected.load(); });
+  });
+  return connected ? ncclSuccess : ncclInternalError;
+}
+
 ncclResult_t enqueue(const Collective& collective) {
   Communicator& communicator = *collective.communicator;
   if (communicator.aborted) return ncclInternalError;
+  if (const auto failed = misbehave(communicator)) return failed;
   int device = -1, capturing = 0;
   FakePosition last;
   if (cuda()->stream_position(collective.stream, &device, &last) != 0) return ncclUnhandledCudaError;
@@ -125,7 +143,8 @@ ncclResult_t enqueue_all(const CommunicatorPtr& communicator, std::vector<std::f
     return ncclSuccess;
   };
   constexpr unsigned ONE_IN = 3;
-  if (communicator->blocking || random_below(ONE_IN) != 0) return all();
+  const bool misbehaves = enabled("FAKE_NCCL_BLOCK_FIRST") || std::getenv("FAKE_NCCL_FAIL_AFTER") != nullptr;
+  if (communicator->blocking || misbehaves || random_below(ONE_IN) != 0) return all();
   return run_or_defer(communicator, all);
 }
 

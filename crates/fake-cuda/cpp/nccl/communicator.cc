@@ -3,6 +3,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
@@ -11,6 +12,7 @@
 #include <random>
 #include <string_view>
 #include <thread>
+#include <utility>
 
 #include "group.h"
 #include "version.h"
@@ -29,9 +31,15 @@ Table& table() {
   return *one;
 }
 
-bool enabled(const char* name) {
-  const char* text = std::getenv(name);
-  return text != nullptr && std::strcmp(text, "1") == 0;
+/// True until its thread ends.
+struct ThreadLife {
+  std::shared_ptr<std::atomic<bool>> alive = std::make_shared<std::atomic<bool>>(true);
+  ~ThreadLife() { *alive = false; }
+};
+
+std::shared_ptr<const std::atomic<bool>> this_thread() {
+  static thread_local ThreadLife life;
+  return life.alive;
 }
 
 /// What NCCL tells hosts apart by.
@@ -59,6 +67,11 @@ ncclResult_t check_duplicates(const Communicator& communicator) {
 }
 
 }  // namespace
+
+bool enabled(const char* name) {
+  const char* text = std::getenv(name);
+  return text != nullptr && std::strcmp(text, "1") == 0;
+}
 
 unsigned random_below(unsigned bound) {
   static std::mutex mutex;
@@ -107,6 +120,8 @@ void remove_communicator(const void* handle) {
 
 ncclResult_t Communicator::join() {
   random_delay(std::chrono::milliseconds(3));
+  const char* fails = std::getenv("FAKE_NCCL_FAIL_AFTER");
+  if (fails != nullptr && std::strcmp(fails, "0") == 0) return fail(ncclSystemError, "told to fail");
   shared = open_shared(id);
   if (!shared) return fail(ncclSystemError, "the unique id names no process that waits for ranks");
   mine().device = device;
@@ -149,6 +164,20 @@ bool Communicator::drain() {
   return spin([this] { return pending == 0; });
 }
 
+bool Communicator::drain_together() {
+  if (!drain()) return false;
+  mine().finalized = true;
+  return spin([this] {
+    return std::all_of(shared->ranks, shared->ranks + size, [](const RankSlot& rank) { return rank.finalized.load(); });
+  });
+}
+
+ncclResult_t Communicator::put_away() {
+  const auto began_it = std::exchange(starter, nullptr);
+  if (!began_it || *began_it) return ncclSuccess;
+  return fail(ncclInternalError, "a call is put away after the thread that made it has ended: its memory is gone");
+}
+
 ncclResult_t run_or_defer(const CommunicatorPtr& communicator, std::function<ncclResult_t()> rest) {
   const bool grouped = group_is_open();
   if (communicator->blocking && !grouped) {
@@ -157,6 +186,7 @@ ncclResult_t run_or_defer(const CommunicatorPtr& communicator, std::function<ncc
     return result;
   }
   communicator->state = ncclInProgress;
+  if (!communicator->blocking) communicator->starter = this_thread();
   void* context = nullptr;
   if (cuda() != nullptr) cuda()->current_context(&context);
   std::thread([communicator, context, rest = std::move(rest)] {
@@ -183,6 +213,8 @@ CallGuard::CallGuard(const void* handle) : communicator(find_communicator(handle
   if (result == ncclInProgress) {
     result = fail(ncclInvalidArgument,
                   "Attempt to use communicator before the previous operation returned ncclSuccess");
+  } else if (const auto gone = communicator->put_away()) {
+    result = gone;
   }
 }
 

@@ -24,6 +24,10 @@ struct Communicator : std::enable_shared_from_this<Communicator> {
   /// Collectives enqueued and not yet run; in captures none.
   std::atomic<int> pending{0};
 
+  /// Whether the thread still runs whose memory holds what was last put off, until that is put away. See put_away.
+  std::shared_ptr<const std::atomic<bool>> starter;
+  int calls = 0;  // collectives enqueued in all
+
   std::mutex running;  // held by the collective that runs
   uint64_t chunk = 0;  // chunks exchanged so far
   uint64_t splits = 0;
@@ -38,6 +42,11 @@ struct Communicator : std::enable_shared_from_this<Communicator> {
   void report_death();
   /// Waits for the collectives enqueued so far; false if aborted.
   bool drain();
+  /// As drain, and for all ranks to do so: since 2.26 or so the ranks of a machine finalize together.
+  bool drain_together();
+  /// NCCL up to 2.22 keeps a call that goes on in the background in memory of the thread that made it, and puts it away
+  /// in the next call, on whichever thread. An error if the first thread has ended by then: its memory is gone.
+  ncclResult_t put_away();
 };
 
 using CommunicatorPtr = std::shared_ptr<Communicator>;
@@ -51,6 +60,9 @@ void remove_communicator(const void* handle);
 /// Keeps what went wrong for ncclGetLastError, says it on stderr and returns the code.
 __attribute__((format(printf, 2, 3))) ncclResult_t fail(ncclResult_t code, const char* format, ...);
 std::string last_error();
+
+/// Whether a variable of the environment is 1.
+bool enabled(const char* name);
 
 /// A random number below a bound.
 unsigned random_below(unsigned bound);

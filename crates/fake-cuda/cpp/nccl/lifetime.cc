@@ -1,5 +1,9 @@
 // Making and ending communicators, and what they say of themselves.
+#include <unistd.h>
+
+#include <chrono>
 #include <cstring>
+#include <thread>
 
 #include "communicator.h"
 #include "group.h"
@@ -76,14 +80,19 @@ NCCL_API ncclCommGetAsyncError(const void* handle, int* result) {
   return ncclSuccess;
 }
 
-/// Ends whatever runs or waits on this rank. The handle is gone when this returns; collectives end soon after.
+/// Ends whatever runs or waits on this rank. The handle is gone when this returns, and so are the collectives: like NCCL
+/// it waits until the device has let go of them, behind whatever the stream has before them. With
+/// FAKE_NCCL_STUCK_ABORT=1 it never returns, as where a recorded graph still holds the communicator.
 NCCL_API ncclCommAbort(const void* handle) {
   if (handle == nullptr) return ncclSuccess;
   const auto communicator = find_communicator(handle);
   if (!communicator) return fail(ncclInvalidArgument, "ncclCommAbort: the communicator does not exist (any more)");
+  const ncclResult_t result = communicator->put_away();
+  while (enabled("FAKE_NCCL_STUCK_ABORT")) pause();
   communicator->aborted = true;
   remove_communicator(handle);
-  return ncclSuccess;
+  while (communicator->pending != 0) std::this_thread::sleep_for(std::chrono::microseconds(50));
+  return result;
 }
 
 NCCL_API ncclCommFinalize(const void* handle) {
@@ -91,7 +100,7 @@ NCCL_API ncclCommFinalize(const void* handle) {
   if (guard.result != ncclSuccess) return guard.result;
   const CommunicatorPtr communicator = guard.communicator;
   if (communicator->finalized.exchange(true)) return fail(ncclInvalidArgument, "comm has already been finalized");
-  return run_or_defer(communicator, [communicator] { return communicator->drain() ? ncclSuccess : ncclInternalError; });
+  return run_or_defer(communicator, [communicator] { return communicator->drain_together() ? ncclSuccess : ncclInternalError; });
 }
 
 /// Blocks until the communicator's collectives have run, unless it has been finalized.

@@ -26,6 +26,7 @@ struct RankSlot {
   std::atomic<int> pid;  // 0 until the rank has joined
   int device;
   uint64_t host;
+  std::atomic<bool> finalized, connected;
   // The data exchange: chunks shown and chunks read from everyone, both counted from 1.
   std::atomic<uint64_t> shown, read;
   Call call;

@@ -1,12 +1,14 @@
 //! An NCCL that does what a test tells it: no device, no other ranks, one [`Script`] per communicator.
 //!
 //! It also watches over NCCL's rules: no two threads inside a call, no call on what was freed, none while another is in
-//! progress. A broken rule fails the test through [`Script::broken_rules`].
+//! progress, and what is in progress is put away by the thread that began it. A broken rule fails the test through
+//! [`Script::broken_rules`].
 
 use std::collections::VecDeque;
 use std::ffi::{c_char, c_int, c_void};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::ThreadId;
 use std::time::Duration;
 use syncbn_nccl::sys::*;
 use syncbn_nccl::{Nccl, UniqueId};
@@ -23,6 +25,8 @@ struct Inner {
     plan: Plan,
     calls: Vec<&'static str>,
     in_progress: Option<Pending>,
+    /// The thread whose memory holds what is or was in progress, until that is put away.
+    began: Option<ThreadId>,
     sticky: ncclResult_t,
     freed: bool,
     broken_rules: Vec<String>,
@@ -46,6 +50,8 @@ pub struct Plan {
     pub results: VecDeque<(&'static str, ncclResult_t, Option<Pending>)>,
     /// How long collectives stay inside the call.
     pub inside: Duration,
+    /// The call that does not return: before an abort, or, if it is one that ends the communicator, at all.
+    pub stuck: Option<&'static str>,
 }
 
 impl Script {
@@ -59,6 +65,11 @@ impl Script {
     /// Lets collectives stay inside the call for a while.
     pub fn stay_inside(&self, time: Duration) {
         self.lock().plan.inside = time;
+    }
+
+    /// Lets a call stay inside until the communicator is aborted; an abort or a destroy stays for ever.
+    pub fn stick_in(&self, name: &'static str) {
+        self.lock().plan.stuck = Some(name);
     }
 
     /// The id that leads a communicator to this script.
@@ -92,6 +103,7 @@ impl Script {
         let mut inner = self.enter(name);
         inner.calls.push(name);
         let ends = matches!(name, "ncclCommAbort" | "ncclCommDestroy");
+        inner.put_away(name);
         if inner.in_progress.is_some() && name != "ncclCommAbort" {
             inner.broken_rules.push(format!("{name} while another call is in progress"));
         }
@@ -104,8 +116,14 @@ impl Script {
             (NCCL_SUCCESS, None)
         };
         inner.in_progress = pending;
-        let stay = inner.plan.inside;
+        if result == NCCL_IN_PROGRESS {
+            inner.began = Some(std::thread::current().id());
+        }
+        let (stay, stuck) = (inner.plan.inside, inner.plan.stuck == Some(name));
         drop(inner);
+        while stuck && (ends || !self.lock().freed) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         if !ends {
             std::thread::sleep(stay);
         }
@@ -136,13 +154,26 @@ impl Script {
     fn enter(&self, name: &'static str) -> MutexGuard<'_, Inner> {
         let other = self.busy.swap(true, Ordering::SeqCst);
         let mut inner = self.lock();
-        if other {
+        // What only an abort ends has to be aborted from under its thread.
+        let last_resort = name == "ncclCommAbort" && inner.plan.stuck == inner.calls.last().copied();
+        if other && !last_resort {
             inner.broken_rules.push(format!("{name} while another thread is inside a call"));
         }
         if inner.freed {
             inner.broken_rules.push(format!("{name} after the communicator was freed"));
         }
         inner
+    }
+}
+
+impl Inner {
+    /// The calls that need the communicator to be ready put away what was in progress.
+    fn put_away(&mut self, name: &str) {
+        let own = self.began.take().is_none_or(|thread| thread == std::thread::current().id());
+        // The thread that began it waits for the abort, and so is still there.
+        if !own && name != "ncclCommAbort" {
+            self.broken_rules.push(format!("{name} puts away what another thread began"));
+        }
     }
 }
 
@@ -165,7 +196,7 @@ unsafe extern "C" fn get_version(version: *mut c_int) -> ncclResult_t {
 
 unsafe extern "C" fn get_old_version(version: *mut c_int) -> ncclResult_t {
     // SAFETY: the caller's pointer is good for a number.
-    unsafe { version.write(21210) };
+    unsafe { version.write(21805) };
     NCCL_SUCCESS
 }
 
@@ -219,8 +250,14 @@ on_communicator! {
 }
 
 unsafe extern "C" fn comm_count(communicator: ncclComm_t, count: *mut c_int) -> ncclResult_t {
-    // SAFETY: the caller's handle is a script, its pointer good for a number.
-    unsafe { count.write(script(communicator).lock().child.unwrap().1 as c_int) };
+    // SAFETY: the caller's handle is a script.
+    let script = unsafe { script(communicator) };
+    let mut inner = script.enter("ncclCommCount");
+    inner.put_away("ncclCommCount");
+    // SAFETY: the caller's pointer is good for a number.
+    unsafe { count.write(inner.child.map_or(0, |(_, ranks)| ranks as c_int)) };
+    drop(inner);
+    script.busy.store(false, Ordering::SeqCst);
     NCCL_SUCCESS
 }
 
@@ -340,14 +377,11 @@ pub const FUNCTIONS: Functions = Functions {
     group_end,
     get_error_string,
     get_last_error,
-    comm_split: Some(comm_split),
+    comm_split,
 };
 
 /// The table of a library too old for this crate.
 pub const OLD_FUNCTIONS: Functions = Functions { get_version: get_old_version, ..FUNCTIONS };
-
-/// The table of a library without `ncclCommSplit`.
-pub const FUNCTIONS_WITHOUT_SPLIT: Functions = Functions { comm_split: None, ..FUNCTIONS };
 
 /// The scripted NCCL.
 pub fn nccl() -> Nccl {

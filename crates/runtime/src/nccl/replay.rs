@@ -7,7 +7,8 @@
 
 use crate::nccl::call::{Call, Kind};
 use crate::nccl::group::Shared;
-use crate::nccl::journal::Pending;
+use crate::nccl::journal::{Leaving, Pending};
+use crate::nccl::turn::Turn;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 use syncbn_core::{Code, DType, Error, Result};
@@ -35,10 +36,12 @@ impl Graphs {
 pub(crate) struct Replays {
     pub(crate) shared: Arc<Shared>,
     pub(crate) stream: Arc<Stream>,
+    /// The order of the group's calls, of which a replay is one.
+    pub(crate) turn: Turn,
 }
 
 fn call(calls: usize) -> Call {
-    Call { kind: Kind::Replay, dtype: DType::I32, count: calls }
+    Call { kind: Kind::Replay, dtype: DType::I32, count: calls, parts: 0 }
 }
 
 impl Participant for Replays {
@@ -53,7 +56,7 @@ impl Participant for Replays {
 
     fn check(&self) -> Result<()> {
         let Shared { journal, members, .. } = &*self.shared;
-        if journal.entries().leaving {
+        if journal.entries().leaving != Leaving::No {
             let text = format!("this capture holds collectives of the group '{}', which was destroyed", members.name);
             return Err(Error::new(Code::Aborted, text).with_group(members.name.clone()));
         }
@@ -62,7 +65,9 @@ impl Participant for Replays {
 
     fn begin_replay(&self, calls: usize) -> Result<u64> {
         let Shared { journal, members, cuda, .. } = &*self.shared;
-        let number = journal.begin(&members.name, call(calls))?;
+        let (call, turn) = (call(calls), self.turn.take());
+        turn.wait(call, members.timeout)?;
+        let number = journal.note(&members.name, call)?;
         // No two communicators at work on one device: what runs on the communication stream comes first.
         cuda.order(&self.stream, cuda.stream())?;
         Ok(number)
@@ -70,6 +75,8 @@ impl Participant for Replays {
 
     fn replayed(&self, number: u64, calls: usize, done: &Arc<Event>) {
         let (call, event) = (call(calls), done.clone());
-        self.shared.journal.enqueued(Pending { sequence: number, call, since: Instant::now(), event, work: None });
+        let since = Instant::now();
+        // A replay keeps no tensors: its graph does.
+        self.shared.journal.enqueued(Pending { sequence: number, call, since, event, work: None, guards: None });
     }
 }

@@ -3,12 +3,17 @@
 //! NCCL's kernels wait for each other on the GPU: where one rank calls something else, stops or dies, the others' would
 //! wait for ever. So the ranks' watchdogs exchange, off the path of the calls and over their own connections, which
 //! calls each rank has made. A difference, a rank that is lost and a call that is older than the deadline each end the
-//! communicator, with the error every later call and every wait for the device gets.
+//! communicator, with the error every later call and every wait for the device gets. The other ranks are told before
+//! the communicator is aborted, which may take long.
+//!
+//! The watchdogs also agree on the end: a rank that leaves says so and goes on comparing until all leave, and then the
+//! communicator is finalized, which newer versions of NCCL do together; or until it waits no longer, and then it
+//! goes alone.
 
 use crate::nccl::call::{CALL_BYTES, Call};
 use crate::nccl::enqueue::to_error;
 use crate::nccl::group::{Members, Shared};
-use crate::nccl::journal::{DIGEST_BYTES, Shown};
+use crate::nccl::journal::{self, DIGEST_BYTES, Leaving, Parting, Shown};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -37,7 +42,7 @@ struct Watchdog<'a> {
     digests: Vec<u8>,
     /// Calls that were compared.
     compared: u64,
-    /// Whether all ranks still take part in comparisons: they stop together, once one leaves.
+    /// Whether all ranks still take part in comparisons: they stop together, once one goes.
     comparing: bool,
 }
 
@@ -48,28 +53,30 @@ impl<'a> Watchdog<'a> {
     }
 
     fn run(mut self) {
+        if let Err(error) = self.watch() {
+            self.shared.fail(error);
+        }
+        // Who leaves need not wait for a thread that is gone.
+        self.shared.journal.part(Parting::Alone);
+    }
+
+    fn watch(&mut self) -> Result<()> {
         let journal = &self.shared.journal;
         loop {
             for _ in 0..LOOKS {
                 journal.sleep(if journal.entries().pending.is_empty() { COMPARE } else { LOOK });
-                if let Err(error) = self.look() {
-                    return self.shared.fail(error);
-                }
+                self.look()?;
                 let entries = journal.entries();
-                if entries.leaving || entries.pending.is_empty() {
+                if entries.leaving != Leaving::No || entries.pending.is_empty() {
                     break;
                 }
             }
             if journal.error().is_some() {
-                return;
+                return Ok(());
             }
-            // Before the comparison: the other ranks must be told.
-            let leaving = journal.entries().leaving;
-            if let Err(error) = self.compare() {
-                return self.shared.fail(error);
-            }
-            if leaving {
-                return;
+            if let Some(parting) = self.compare()? {
+                journal.part(parting);
+                return Ok(());
             }
         }
     }
@@ -78,39 +85,64 @@ impl<'a> Watchdog<'a> {
     fn look(&self) -> Result<()> {
         let Shared { members, communicator, journal, .. } = self.shared;
         journal.settle()?;
-        let late = {
-            let entries = journal.entries();
-            entries.pending.front().filter(|p| p.since.elapsed() >= members.timeout).map(|p| (p.sequence, p.call))
-        };
-        if let Some((sequence, call)) = late {
-            return Err(self.late(sequence, call));
+        if let Some((sequence, call, timeout)) = journal.late(members.timeout) {
+            return Err(self.late(sequence, call, timeout));
         }
         match communicator.async_error() {
-            // This rank is leaving, and has still to say so.
-            Ok(_) | Err(NcclError::Closed { .. }) => Ok(()),
+            // Ended by this rank, which says why.
+            Ok(_) | Err(NcclError::Closed { .. } | NcclError::Aborted { .. }) => Ok(()),
+            // The call that failed says why, if it is not back yet.
+            Err(NcclError::Failed { .. }) if journal.is_calling() => Ok(()),
             Err(error) => Err(to_error(error)),
         }
     }
 
-    /// Compares calls with the other ranks'.
-    fn compare(&mut self) -> Result<()> {
-        if !self.comparing {
-            return Ok(());
-        }
+    /// Compares calls with the other ranks'; how this rank has parted from them, once it has.
+    fn compare(&mut self) -> Result<Option<Parting>> {
         let Shared { members, journal, watch, .. } = self.shared;
+        if !self.comparing {
+            return Ok((journal.entries().leaving != Leaving::No).then_some(Parting::Alone));
+        }
         journal.digest(&mut self.digests[members.index * DIGEST_BYTES..][..DIGEST_BYTES]);
-        watch.all_gather(&mut self.digests)?;
+        if let Err(error) = watch.all_gather(&mut self.digests) {
+            return self.left_without_a_word(error).map(|()| None);
+        }
         let digests: Vec<Shown<'_>> = self.digests.chunks_exact(DIGEST_BYTES).map(Shown::new).collect();
         if let Some(error) = first_difference(members, &digests, self.compared) {
             return Err(error);
         }
         self.compared = digests.iter().map(Shown::issued).min().unwrap_or(0);
-        self.comparing = !digests.iter().any(Shown::is_leaving);
+        let mine = &digests[members.index];
+        for (digest, &rank) in digests.iter().zip(&members.ranks) {
+            if digest.leaving() == Leaving::No {
+                continue;
+            }
+            journal.depart(rank, digest.issued());
+            if mine.issued() > digest.issued() {
+                return Err(departed(members, mine, rank, digest.issued()));
+            }
+        }
+        let in_step = digests.iter().all(|digest| digest.issued() == mine.issued());
+        if in_step && digests.iter().all(|digest| digest.leaving() != Leaving::No) {
+            return Ok(Some(Parting::Together));
+        }
+        self.comparing = digests.iter().all(|digest| digest.leaving() != Leaving::Goes);
+        Ok((!self.comparing && mine.leaving() != Leaving::No).then_some(Parting::Alone))
+    }
+
+    /// A rank that could wait no longer for this one to compare has left: no failure, unless a call needs it. What this
+    /// rank has enqueued the other has too, or it will be late.
+    fn left_without_a_word(&mut self, error: Error) -> Result<()> {
+        let Shared { journal, watch, .. } = self.shared;
+        let left = error.peer().filter(|&rank| error.code() == Code::PeerLost && watch.has_left(rank));
+        let Some(rank) = left else { return Err(error) };
+        self.comparing = false;
+        journal.depart(rank, journal.issued());
         Ok(())
     }
 
     #[cold]
-    fn late(&self, sequence: u64, call: Call) -> Error {
+    fn late(&self, sequence: u64, call: Call, timeout: Duration) -> Error {
         let members = &self.shared.members;
         let digests = self.digests.chunks_exact(DIGEST_BYTES).map(Shown::new);
         let others = members.ranks.iter().zip(digests).enumerate().filter(|(index, _)| *index != members.index);
@@ -118,8 +150,7 @@ impl<'a> Watchdog<'a> {
             .filter(|(_, (_, digest))| digest.issued() < sequence)
             .map(|(_, (&rank, digest))| (rank, digest.issued()))
             .collect();
-        let waited =
-            format!("{call} (#{sequence}) on rank {} waited {:?}", members.ranks[members.index], members.timeout);
+        let waited = format!("{call} (#{sequence}) on rank {} waited {timeout:?}", members.ranks[members.index]);
         let Some(&(first, _)) = missing.first() else {
             let text = format!("{waited} for the GPU; every rank made the call (group '{}')", members.name);
             return Error::new(Code::Timeout, text);
@@ -129,6 +160,17 @@ impl<'a> Watchdog<'a> {
         let text = format!("{waited} for {} (group '{}')", who.join(" and "), members.name);
         Error::new(Code::Timeout, text).with_peer(first)
     }
+}
+
+/// This rank has made calls that rank `rank`, which leaves after `issued` calls, will not make.
+#[cold]
+fn departed(members: &Members, mine: &Shown<'_>, rank: usize, issued: u64) -> Error {
+    let sequence = (issued + 1).max(mine.oldest());
+    let call = Call::decode(mine.call(sequence));
+    call.map_or_else(
+        || Error::internal("a call that this rank did not make"),
+        |call| journal::left(&members.name, rank, call, sequence),
+    )
 }
 
 /// The first call after number `compared` that two ranks show differently.
