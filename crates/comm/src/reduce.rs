@@ -29,28 +29,43 @@ pub(crate) fn check(bytes: usize, dtype: DType, op: ReduceOp) -> Result<()> {
 /// after the other, each as long as `target`.
 pub(crate) fn combine(target: &mut [u8], own: usize, others: &[u8], dtype: DType, op: ReduceOp) {
     match dtype {
-        DType::F16 => {
-            combine_half(target, own, others, op, (f16::from_ne_bytes, f16::to_f32), |x| f16::from_f32(x).to_ne_bytes())
-        }
-        DType::BF16 => combine_half(target, own, others, op, (bf16::from_ne_bytes, bf16::to_f32), |x| {
-            bf16::from_f32(x).to_ne_bytes()
-        }),
+        DType::F16 => combine_half::<f16>(target, own, others, op),
+        DType::BF16 => combine_half::<bf16>(target, own, others, op),
         _ => combine_as_they_are(target, own, others, dtype, op),
     }
 }
 
+/// A number of two bytes.
+trait Half {
+    fn widen(bytes: [u8; 2]) -> f32;
+    /// The nearest number.
+    fn narrow(value: f32) -> [u8; 2];
+}
+
+impl Half for f16 {
+    fn widen(bytes: [u8; 2]) -> f32 {
+        f16::from_ne_bytes(bytes).to_f32()
+    }
+
+    fn narrow(value: f32) -> [u8; 2] {
+        f16::from_f32(value).to_ne_bytes()
+    }
+}
+
+impl Half for bf16 {
+    fn widen(bytes: [u8; 2]) -> f32 {
+        bf16::from_ne_bytes(bytes).to_f32()
+    }
+
+    fn narrow(value: f32) -> [u8; 2] {
+        bf16::from_f32(value).to_ne_bytes()
+    }
+}
+
 /// [`combine`] for elements of two bytes, by way of float32.
-fn combine_half<H>(
-    target: &mut [u8],
-    own: usize,
-    others: &[u8],
-    op: ReduceOp,
-    (read, widen): (fn([u8; 2]) -> H, fn(H) -> f32),
-    narrow: fn(f32) -> [u8; 2],
-) {
+fn combine_half<H: Half>(target: &mut [u8], own: usize, others: &[u8], op: ReduceOp) {
     let wide = |bytes: &[u8]| -> Vec<u8> {
-        let (elements, _) = bytes.as_chunks::<2>();
-        elements.iter().flat_map(|&element| widen(read(element)).to_ne_bytes()).collect()
+        bytes.as_chunks::<2>().0.iter().flat_map(|&element| H::widen(element).to_ne_bytes()).collect()
     };
     let length = target.len();
     for start in (0..length).step_by(BLOCK_BYTES) {
@@ -59,7 +74,7 @@ fn combine_half<H>(
         let blocks: Vec<u8> = others.chunks_exact(length).flat_map(|other| wide(&other[range.clone()])).collect();
         combine_as_they_are(&mut block, own, &blocks, DType::F32, op);
         for (to, from) in target[range].chunks_exact_mut(2).zip(block.as_chunks::<4>().0) {
-            to.copy_from_slice(&narrow(f32::from_ne_bytes(*from)));
+            to.copy_from_slice(&H::narrow(f32::from_ne_bytes(*from)));
         }
     }
 }

@@ -74,10 +74,12 @@ pub(crate) fn close(core: &Arc<Core>, clock: &mut Clock<'_>) -> Result<()> {
                 Ok(handle) => handle,
                 Err(error) => {
                     core.fail(&error);
-                    if let Some(handle) = core.take_at_once() {
-                        // What failed before is what the caller is to know.
-                        let _ = abort_here(&core, handle);
-                    }
+                    // Either way, what failed before is what the caller is to know.
+                    let _ = match core.take_at_once() {
+                        Some(handle) => abort_here(&core, handle),
+                        // Another thread was faster. It puts away what this one began, which is not to end before.
+                        None => core.wait_for_abort(function, &mut Clock::start(Wait::at_most(patience))),
+                    };
                     return Err(error);
                 }
             };
