@@ -64,6 +64,12 @@ void run_work(void* data) {
   work.collective.communicator->pending--;
 }
 
+void release_work(void* data) {
+  const auto* work = static_cast<WorkData*>(data);
+  if (work->captured) work->collective.communicator->recorded--;
+  delete work;
+}
+
 /// What the environment asks of this rank's communicators: FAKE_NCCL_BLOCK_FIRST=1, the first collective stays inside
 /// the call until every rank makes it, as where connections are made by the first that needs them.
 /// FAKE_NCCL_FAIL_AFTER=n, the communicator fails in the background after the n-th.
@@ -95,8 +101,8 @@ ncclResult_t enqueue(const Collective& collective) {
     pending().entries.push_back({&communicator, {last.stream, last.ticket + 1}});
     communicator.pending++;
   }
-  const FakeWork work = {run_work, [](void* data) { delete static_cast<WorkData*>(data); },
-                         new WorkData{collective, captured}, "a collective",
+  if (captured) communicator.recorded++;
+  const FakeWork work = {run_work, release_work, new WorkData{collective, captured}, "a collective",
                          {uint64_t(collective.send), uint64_t(collective.receive), 0}};
   if (cuda()->submit(collective.stream, &work) != 0) return ncclUnhandledCudaError;
   cuda()->count_collective();

@@ -161,7 +161,7 @@ void Communicator::report_death() {
 }
 
 bool Communicator::drain() {
-  return spin([this] { return pending == 0; });
+  return spin([this] { return pending == 0 && recorded == 0; });
 }
 
 bool Communicator::drain_together() {

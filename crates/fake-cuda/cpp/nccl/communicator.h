@@ -23,6 +23,9 @@ struct Communicator : std::enable_shared_from_this<Communicator> {
   std::atomic<ncclResult_t> state{ncclSuccess};
   /// Collectives enqueued and not yet run; in captures none.
   std::atomic<int> pending{0};
+  /// Recorded collectives that a capture, a graph or a launch of one still holds. Like NCCL, a communicator does not end
+  /// before them, not even by an abort.
+  std::atomic<int> recorded{0};
 
   /// Whether the thread still runs whose memory holds what was last put off, until that is put away. See put_away.
   std::shared_ptr<const std::atomic<bool>> starter;

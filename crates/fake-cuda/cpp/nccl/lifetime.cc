@@ -81,8 +81,8 @@ NCCL_API ncclCommGetAsyncError(const void* handle, int* result) {
 }
 
 /// Ends whatever runs or waits on this rank. The handle is gone when this returns, and so are the collectives: like NCCL
-/// it waits until the device has let go of them, behind whatever the stream has before them. With
-/// FAKE_NCCL_STUCK_ABORT=1 it never returns, as where a recorded graph still holds the communicator.
+/// it waits until the device has let go of them, behind whatever the stream has before them, and until no graph holds any.
+/// With FAKE_NCCL_STUCK_ABORT=1 it never returns.
 NCCL_API ncclCommAbort(const void* handle) {
   if (handle == nullptr) return ncclSuccess;
   const auto communicator = find_communicator(handle);
@@ -91,7 +91,9 @@ NCCL_API ncclCommAbort(const void* handle) {
   while (enabled("FAKE_NCCL_STUCK_ABORT")) pause();
   communicator->aborted = true;
   remove_communicator(handle);
-  while (communicator->pending != 0) std::this_thread::sleep_for(std::chrono::microseconds(50));
+  while (communicator->pending != 0 || communicator->recorded != 0) {
+    std::this_thread::sleep_for(std::chrono::microseconds(50));
+  }
   return result;
 }
 
