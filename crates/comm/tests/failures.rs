@@ -15,6 +15,15 @@ const DEADLINE: Duration = Duration::from_millis(800);
 /// Errors that are found, not waited for.
 const SOON: Duration = Duration::from_secs(1);
 
+/// Waits until `ranks` ranks have come here; not for one that has failed.
+fn wait_until_seen(world: &World, ranks: i64) {
+    let (start, store) = (Instant::now(), world.store().unwrap());
+    store.add("seen", 1).unwrap();
+    while store.add("seen", 0).is_ok_and(|seen| seen < ranks) && start.elapsed() < TIMEOUT {
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// Every rank fails with `Mismatch`, soon, and names the calls; then the group is poisoned. Returns rank 0's error.
 fn mismatch(ranks: usize, calls: impl Fn(&Group, usize) -> Result<()> + Send + Sync + 'static) -> Error {
     let errors = world(ranks, move |world| {
@@ -28,10 +37,7 @@ fn mismatch(ranks: usize, calls: impl Fn(&Group, usize) -> Result<()> + Send + S
         let later = expect(group.barrier(), Code::GroupPoisoned);
         assert!(later.message().contains(error.message()), "{later}");
         // Nobody leaves before all have seen the error.
-        world.store().unwrap().add("seen", 1).unwrap();
-        while world.store().unwrap().add("seen", 0).unwrap() < ranks as i64 {
-            thread::sleep(Duration::from_millis(1));
-        }
+        wait_until_seen(&world, ranks as i64);
         thread::sleep(Duration::from_millis(20));
         error
     });
@@ -162,10 +168,7 @@ fn abort_ends_the_waits_of_all_ranks() {
         };
         within(start, SOON);
         expect(group.barrier(), Code::GroupPoisoned);
-        world.store().unwrap().add("seen", 1).unwrap();
-        while world.store().unwrap().add("seen", 0).is_ok_and(|seen| seen < 3) {
-            thread::sleep(Duration::from_millis(1));
-        }
+        wait_until_seen(&world, 3);
         error
     });
     assert!(errors.iter().all(|error| error.message() == "rank 0 aborted the group 'default': enough"), "{errors:?}");

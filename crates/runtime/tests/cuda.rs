@@ -182,6 +182,15 @@ fn buckets_are_averaged_on_the_device() {
     });
 }
 
+/// Meets the others at the end of its scope, a panic's too: who fails must not keep them waiting.
+struct MeetAtTheEnd<'a>(&'a Barrier);
+
+impl Drop for MeetAtTheEnd<'_> {
+    fn drop(&mut self) {
+        self.0.wait();
+    }
+}
+
 /// Worlds of two ranks whose deadline is short.
 fn impatient_ranks(timeout: Duration, body: impl Fn(&ProcessGroup, usize) + Sync) {
     let port = free_port();
@@ -207,6 +216,7 @@ fn impatient_ranks(timeout: Duration, body: impl Fn(&ProcessGroup, usize) + Sync
 fn a_rank_that_does_not_come_is_named_within_twice_the_deadline() {
     let (timeout, problem, done) = (Duration::from_secs(2), problem(5), Barrier::new(2));
     impatient_ranks(timeout, |group, rank| {
+        let _meet = MeetAtTheEnd(&done);
         if rank == 0 {
             let (layer, start) = (problem.layer(0), Instant::now());
             let before = layer.running();
@@ -220,7 +230,6 @@ fn a_rank_that_does_not_come_is_named_within_twice_the_deadline() {
             group.destroy();
             assert_eq!(layer.running(), before, "nothing was committed");
         }
-        done.wait();
     });
 }
 
@@ -277,6 +286,7 @@ fn a_group_is_left_while_a_recording_holds_its_collectives() {
 fn a_rank_that_does_not_replay_is_named_within_twice_the_deadline() {
     let (timeout, problem, done) = (Duration::from_secs(2), problem(8), Barrier::new(2));
     impatient_ranks(timeout, |group, rank| {
+        let _meet = MeetAtTheEnd(&done);
         let (layer, replay) = recorded(&problem, group);
         gpu::synchronize(&place::device()).unwrap();
         if rank == 0 {
@@ -290,7 +300,6 @@ fn a_rank_that_does_not_replay_is_named_within_twice_the_deadline() {
             group.destroy();
             assert_eq!(layer.running(), before, "nothing was committed");
         }
-        done.wait();
     });
 }
 
