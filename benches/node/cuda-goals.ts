@@ -4,18 +4,8 @@
  * A kernel's bandwidth counts the bytes it cannot do without; its measure is the card's own copy in the same run.
  */
 import { nameOf } from './cuda-problems.ts'
-import type { CudaResult, CudaResults, CudaTimes } from './cuda-results.ts'
+import type { CudaResult, CudaResults, CudaTimes, Goal } from './cuda-results.ts'
 import type { TorchWay } from './peers.ts'
-
-export interface Goal {
-  name: string
-  /** The value that is to be reached. */
-  wanted: number
-  /** The least of all problems, and whose it is; null where nothing was measured. */
-  worst: { value: number; problem: string } | null
-  /** Whether it was reached; null where nothing was measured. */
-  reached: boolean | null
-}
 
 /** Passes over the input that each kernel cannot do without. */
 const PASSES = { stats: 1, normalize: 2, backwardReduce: 2, backwardApply: 3 } as const

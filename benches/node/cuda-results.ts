@@ -1,5 +1,4 @@
 /** What the benchmark of a GPU finds, and the tables that show it. */
-import { goalsReport, type Goal } from './cuda-goals.ts'
 import type { CudaProblem } from './cuda-problems.ts'
 import { nameOf } from './cuda-problems.ts'
 import type { TorchCudaTimes, TorchWay } from './peers.ts'
@@ -35,6 +34,17 @@ export interface CudaResult extends CudaProblem {
   torchLayerMs?: number
 }
 
+/** Something the kernels are meant to reach. */
+export interface Goal {
+  name: string
+  /** The value that is to be reached. */
+  wanted: number
+  /** The least of all problems, and whose it is; null where nothing was measured. */
+  worst: { value: number; problem: string } | null
+  /** Whether it was reached; null where nothing was measured. */
+  reached: boolean | null
+}
+
 export interface CudaResults {
   card: string
   computeCapability: string
@@ -68,7 +78,6 @@ export function cudaReport(results: CudaResults): string {
       ...kernelTable(rows, copyGigabytesPerSecond),
       '',
     ]),
-    ...goalsReport(results.goals ?? []),
   ].join('\n')
 }
 

@@ -16,7 +16,7 @@ import { cuda, SyncBatchNorm, tensor, tidy, type Device } from 'syncbn'
 import { native } from '../../dist/native.js'
 
 import { ourSamples, pattern, requireAgreement } from './cuda-check.ts'
-import { goals } from './cuda-goals.ts'
+import { goals, goalsReport } from './cuda-goals.ts'
 import { bytesOfTensor, cudaProblems, nameOf, type CudaProblem } from './cuda-problems.ts'
 import { cudaReport, type CudaResult, type CudaResults, type CudaTimes } from './cuda-results.ts'
 import { options, say } from './options.ts'
@@ -69,7 +69,8 @@ const results: CudaResults = { ...measured, goals: goals(measured) }
 await torch?.end()
 if (isFake) say('nothing is written: these are not the times of a GPU')
 else write(results)
-console.log(options.json ? JSON.stringify(results, null, 2) : cudaReport(results))
+const report = (): string => [cudaReport(results), ...goalsReport(results.goals ?? [])].join('\n')
+console.log(options.json ? JSON.stringify(results, null, 2) : report())
 
 function write(results: CudaResults): void {
   const folder = fileURLToPath(new URL('../results/', import.meta.url))

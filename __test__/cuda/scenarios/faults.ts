@@ -215,7 +215,7 @@ export async function leaveEarly({ timeout }: FaultArguments): Promise<unknown> 
 /** With SYNCBN_DEBUG=detail: what the call itself throws, before anything is waited for. */
 export async function detail({ timeout, subgroup }: FaultArguments & { subgroup: boolean }): Promise<unknown> {
   const { rank } = await join({ timeout })
-  const group = subgroup ? await newGroup([0, 1]) : undefined
+  const group = subgroup ? await newGroup([0, 1]) : null
   const data = zeros([8 + rank], { device })
   // Not waited for: without the comparison there would be nothing to see yet.
   return seen(() => void allReduce(data, { group }))
