@@ -16,7 +16,9 @@ export interface CapturedStep<T> extends Disposable {
   /**
    * Enqueues the recorded work once more, on what the tensors it used hold now. Returns at once.
    *
-   * @throws ArgumentError (ERR_DISPOSED) after `dispose`; DeviceError (ERR_CUDA), ERR_CAPTURE inside another capture
+   * @throws ArgumentError (ERR_DISPOSED) after `dispose`; DeviceError (ERR_CUDA), ERR_CAPTURE inside another capture;
+   *   DistributedError (ERR_ABORTED) once a group whose collectives it holds was destroyed, and the group's own error once
+   *   that has failed
    */
   replay(): void
   /** What the function returned. Its tensors stay, and each replay writes them anew. */

@@ -78,9 +78,12 @@ export const cuda = {
    *
    * First `fn` runs `warmup` times as usual: a training step takes that many real steps. Then it runs once more to be
    * recorded, which computes nothing. Everything `fn` does in JavaScript stays as it was then: branches, shapes, and
-   * numbers such as a learning rate. Tensors from outside must stay alive and keep their memory (no `Module.to`)
-   * as long as the recording is replayed. Replays do not bump versions: do not call backward, outside, on graphs that saved
-   * tensors which the recording writes.
+   * numbers such as a learning rate. The recording keeps the memory of every tensor that it uses, disposed or not; what
+   * takes a tensor to other memory, such as `Module.to`, leaves the recording with the old. Replays do not bump versions:
+   * do not call backward, outside, on graphs that saved tensors which the recording writes.
+   *
+   * A recording that holds collectives is replayed by every rank of their group, in the order of its other calls, and ends
+   * with the group. Other threads that use the device wait while this one records.
    *
    * Gradients that the recorded backward makes first live in the recording's memory, and every replay writes them anew. Call
    * `zeroGrad` inside `fn`; without it each replay adds to gradients that were there before.
