@@ -47,9 +47,13 @@ async function assemble(ptxas, folder, { module, architecture }) {
   const kernels = usage(output)
   // An assembler that says nothing of spills must not pass for one that saw none.
   const silent = kernels.length === 0 ? [problem('ptxas reported no kernels')] : []
-  const spilled = kernels.filter(({ spills }) => spills > 0)
+  // An array that is not in registers lies on the stack, in memory, and counts as no spill.
+  const slow = kernels.flatMap(({ entry, spills, stack }) => [
+    ...(spills > 0 ? [problem(`${entry} spills ${spills} bytes`)] : []),
+    ...(stack > 0 ? [problem(`${entry} has ${stack} bytes on its stack`)] : []),
+  ])
   return {
-    problems: [...silent, ...spilled.map(({ entry, spills }) => problem(`${entry} spills ${spills} bytes`))],
+    problems: [...silent, ...slow],
     registers: kernels.map(({ entry, registers }) => ({ module, entry, architecture, registers })),
   }
 }
@@ -74,7 +78,9 @@ function usage(output) {
     const [, entry] = /^'(\w+)'/.exec(text) ?? []
     const [, stores, loads] = /(\d+) bytes spill stores, (\d+) bytes spill loads/.exec(text) ?? []
     const [, registers] = /Used (\d+) registers/.exec(text) ?? []
-    if (registers === undefined || stores === undefined) throw new StepError(`ptxas reports differently: ${text}`)
-    return { entry, registers: Number(registers), spills: Number(stores) + Number(loads) }
+    const [, stack] = /(\d+) bytes stack frame/.exec(text) ?? []
+    if (registers === undefined || stores === undefined || stack === undefined)
+      throw new StepError(`ptxas reports differently: ${text}`)
+    return { entry, registers: Number(registers), spills: Number(stores) + Number(loads), stack: Number(stack) }
   })
 }

@@ -29,7 +29,7 @@ __device__ __forceinline__ Spread<A> tile_moments(const A (&x)[K], u32 valid) {
   const A sum = tree_sum<0, K>(deviation);
   const A squares = tree_sum<0, K>([&](int k) { return deviation(k) * deviation(k); });
   Spread<A> spread{pivot, A(0), greater(squares - sum * sum * inverse, A(0))};
-  spread.move_mean(sum * inverse);
+  spread.move_mean(product(sum, inverse));  // which is exact only in what it is given
   return spread;
 }
 

@@ -167,6 +167,10 @@ __device__ __forceinline__ double square_root(double value) { return sqrt(value)
 __device__ __forceinline__ float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
 __device__ __forceinline__ double multiply_add(double a, double b, double c) { return fma(a, b, c); }
 
+/// a·b, rounded by itself: no compiler, that of the driver included, joins it to a sum it goes into.
+__device__ __forceinline__ float product(float a, float b) { return __fmul_rn(a, b); }
+__device__ __forceinline__ double product(double a, double b) { return __dmul_rn(a, b); }
+
 // ---------------------------------------------------------------------------------------------- threads
 
 constexpr u32 WARP_THREADS = 32;

@@ -1,7 +1,8 @@
 //! How a tensor of batch norm is shared out to blocks and threads; kernels/batch_norm_layout.cuh says what it means.
 //!
 //! The geometry depends on the shape, the element type and the alignment of the tensors, not on the GPU, so that the
-//! order of summation, and with it every bit, is the same on all of them.
+//! order of summation is the same on all of them. (The driver's compiler may round a product and a sum once or twice, so
+//! the last bits may differ between kinds of GPU.)
 
 use super::check;
 use crate::buffer::CudaBuffer;

@@ -2,8 +2,8 @@
 //!
 //! Forward is two kernels and backward is two, whatever is exchanged between them; nothing waits. Elements are summed
 //! and normalised in the input's [`DType::accumulate`] type; statistics and sums are merged, exchanged and kept in
-//! float64 for every input, since float32 cannot hold a mean that is far above the deviation. Results depend on the
-//! shape and the values, not on the GPU. Every argument is checked before anything is enqueued.
+//! float64 for every input, since float32 cannot hold a mean that is far above the deviation. The order
+//! of every sum depends on the shape, not on the GPU. Every argument is checked before anything is enqueued.
 //!
 //! Code map: `geometry` shares a tensor out to blocks and threads, `check` checks arguments, every other file launches
 //! the kernel it is named after.
