@@ -78,12 +78,21 @@ export function membersOf(module: Module, registry: Registry): Members {
 }
 
 function addMember(members: Members, field: string, value: unknown, registration: Registration | undefined): void {
-  const { key = field, persistent = true, atLeastFloat32 = false } = registration ?? {}
-  const member = { key, field, persistent, atLeastFloat32 }
   if (value instanceof Module) {
-    members.modules.push({ ...member, value })
+    members.modules.push(member(field, value, registration))
   } else if (value instanceof Tensor) {
-    if (registration?.kind === 'buffer') members.buffers.push({ ...member, value: exempt(value) })
-    else if (stateOf(value).isParameter) members.parameters.push({ ...member, value })
+    if (registration?.kind === 'buffer') members.buffers.push(member(field, exempt(value), registration))
+    else if (stateOf(value).isParameter) members.parameters.push(member(field, value, registration))
+  }
+}
+
+/** One object and no more: fields are read in every call of a module. */
+function member<T>(field: string, value: T, registration: Registration | undefined): Member<T> {
+  return {
+    key: registration?.key ?? field,
+    field,
+    value,
+    persistent: registration?.persistent ?? true,
+    atLeastFloat32: registration?.atLeastFloat32 ?? false,
   }
 }
