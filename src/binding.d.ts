@@ -495,7 +495,7 @@ export declare function updateRunningStats(runningMean: BindingTensor, runningVa
 
 export declare function updateRunningStatsArray(runningMean: Floats, runningVar: Floats, stats: BindingStats, momentum: number): void
 
-export declare function verifyParameters(group: BindingGroup, names: Array<string>, tensors: Array<BindingTensor>, others: Array<BindingTensor>): void
+export declare function verifyParameters(group: BindingGroup, names: Array<string>, tensors: Array<BindingTensor>, others: Array<BindingTensor>, problem?: string | undefined | null): void
 
 /** Version of the addon. */
 export declare function version(): string

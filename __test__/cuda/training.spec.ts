@@ -43,11 +43,12 @@ onCuda('training on ranks with GPUs', () => {
     interface Misplaced {
       parameters: SeenError
       buffers: SeenError
+      ids: SeenError
       seconds: number
     }
     const values = await valuesOnGpus<Misplaced>('cuda/training.misplacedRank', 2, { backend: 'nccl' })
-    for (const [rank, { parameters, buffers, seconds }] of values.entries()) {
-      for (const error of [parameters, buffers]) {
+    for (const [rank, { parameters, buffers, ids, seconds }] of values.entries()) {
+      for (const error of [parameters, buffers, ids]) {
         t.is(error.code, 'ERR_DEVICE', error.message)
         t.true(error.message.includes(rank === 1 ? 'cuda:1' : 'rank 1 cannot take part'), error.message)
       }

@@ -79,12 +79,20 @@ export class DistributedDataParallel<M extends Module = Module> extends Module {
       throw argumentError(`bucketCapMb must be a positive number, got ${String(bucketCapMb)}`)
     }
     const trainable = trainableParameters(module)
-    this.#inputDevice = chooseInputDevice(options.deviceIds ?? [], trainable)
-    this.#outputDevice = options.outputDevice === undefined ? null : parseDevice(options.outputDevice)
     const group = nativeGroup(options.processGroup)
+    const devices = chooseDevices(options, trainable)
     const [names, parameters] = [[...trainable.keys()], [...trainable.values()].map(nativeOf)]
     const others = [...module.parameters(), ...module.buffers()].map(nativeOf)
-    native.verifyParameters(group, names, parameters, others)
+    // What is wrong on this rank alone the others must learn, who would wait for it.
+    const problem = devices instanceof Error ? devices : null
+    try {
+      native.verifyParameters(group, names, parameters, others, problem?.message ?? null)
+    } finally {
+      if (problem) throw problem
+    }
+    const { input, output } = devices as Devices
+    this.#inputDevice = input
+    this.#outputDevice = output
     this.module = module
     this.#group = options.processGroup ?? (defaultGroup() as ProcessGroup)
     this.#broadcastBuffers = broadcastBuffers
@@ -150,6 +158,24 @@ export class DistributedDataParallel<M extends Module = Module> extends Module {
   #broadcast(tensors: readonly Tensor[]): void {
     if (tensors.length === 0) return
     native.broadcastTensors(nativeGroup(this.#group), tensors.map(nativeOf), this.#group.ranks[0] as number)
+  }
+}
+
+interface Devices {
+  readonly input: Device | null
+  readonly output: Device | null
+}
+
+/** Where inputs and outputs are moved to; or why that cannot be. */
+function chooseDevices(
+  { deviceIds, outputDevice }: DistributedDataParallelOptions,
+  trainable: ReadonlyMap<string, Tensor>,
+): Devices | Error {
+  try {
+    const input = chooseInputDevice(deviceIds ?? [], trainable)
+    return { input, output: outputDevice === undefined ? null : parseDevice(outputDevice) }
+  } catch (error) {
+    return error as Error
   }
 }
 

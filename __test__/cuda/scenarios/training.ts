@@ -184,7 +184,10 @@ export async function misplacedRank(): Promise<unknown> {
   const withBuffer = new Linear(1, 1, { device })
   withBuffer.registerBuffer('somewhere', zeros([1], { device: rank === 1 ? other : device }))
   const buffers = await seen(() => new DistributedDataParallel(withBuffer))
+  const ids = await seen(
+    () => new DistributedDataParallel(new Linear(1, 1, { device }), { deviceIds: [rank === 1 ? other : device] }),
+  )
   const seconds = (Date.now() - start) / 1000
   await destroyProcessGroup()
-  return { parameters, buffers, seconds }
+  return { parameters, buffers, ids, seconds }
 }

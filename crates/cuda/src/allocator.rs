@@ -58,7 +58,7 @@ pub struct MemoryStats {
 
 /// Gives the freed memory of every open device back to the driver.
 pub fn release_kept() -> Result<()> {
-    crate::device::open_devices().iter().try_for_each(crate::Cuda::release_kept)
+    crate::device::open_devices().iter().try_for_each(|device| device.release_kept().map(drop))
 }
 
 /// A piece of device memory.
@@ -151,20 +151,18 @@ impl Allocator {
         MemoryStats { buffers: self.live.len(), ..self.stats }
     }
 
-    /// Memory for `bytes` bytes, in the recording of graph `recording` if there is one. `wait` waits for the device,
-    /// before memory goes back to the driver.
+    /// Memory for `bytes` bytes, in the recording of graph `recording` if there is one.
     pub(crate) fn allocate(
         &mut self,
         device: &str,
         bytes: usize,
         (dtype, shape): (DType, &[usize]),
         recording: Option<u64>,
-        wait: impl Fn() -> Result<()>,
     ) -> Result<Block> {
         let block = match size_class(bytes) {
             Some(capacity) => match self.take_free(capacity, recording) {
                 Some(block) => block,
-                None => self.reserve(device, capacity, recording, wait)?,
+                None => self.reserve(device, capacity)?,
             },
             None => return Err(self.out_of_memory(device, bytes, "more than any memory holds")),
         };
@@ -178,14 +176,8 @@ impl Allocator {
     }
 
     /// Memory that nothing has used and that is never given back.
-    pub(crate) fn take_permanent(
-        &mut self,
-        device: &str,
-        bytes: usize,
-        recording: Option<u64>,
-        wait: impl Fn() -> Result<()>,
-    ) -> Result<u64> {
-        self.reserve(device, bytes.next_multiple_of(ALIGNMENT), recording, wait).map(|block| block.pointer)
+    pub(crate) fn take_permanent(&mut self, device: &str, bytes: usize) -> Result<u64> {
+        self.reserve(device, bytes.next_multiple_of(ALIGNMENT)).map(|block| block.pointer)
     }
 
     fn take_free(&mut self, capacity: usize, recording: Option<u64>) -> Option<Block> {
@@ -193,19 +185,8 @@ impl Allocator {
         graph.and_then(|graph| graph.free.take(capacity)).or_else(|| self.free.take(capacity))
     }
 
-    fn reserve(
-        &mut self,
-        device: &str,
-        capacity: usize,
-        recording: Option<u64>,
-        wait: impl Fn() -> Result<()>,
-    ) -> Result<Block> {
-        let mut got = take_from_driver(capacity);
-        if got.is_err() && recording.is_none() {
-            self.release_kept(wait)?;
-            got = take_from_driver(capacity);
-        }
-        let pointer = got.map_err(|error| match error.0 {
+    fn reserve(&mut self, device: &str, capacity: usize) -> Result<Block> {
+        let pointer = take_from_driver(capacity).map_err(|error| match error.0 {
             CUresult::CUDA_ERROR_OUT_OF_MEMORY => self.out_of_memory(device, capacity, "the device has no more"),
             _ => Error::new(Code::Cuda, format!("cuMemAlloc: {}", describe(error))),
         })?;
@@ -248,27 +229,28 @@ impl Allocator {
                 Some(graph) => graph.free.put(block),
                 None => drop(self.kept.insert(block.pointer, block)),
             }
-        } else if KEEP_FREED.load(Ordering::Relaxed) || recording.is_some() || wait().is_err() {
+        } else if KEEP_FREED.load(Ordering::Relaxed) || recording.is_some() || wait().is_err() || !give_to_driver(block)
+        {
             // After a failed wait the device is lost, and so is its memory.
             self.free.put(block);
         } else {
-            self.give_to_driver(block);
+            self.gave_back(block);
         }
     }
 
-    fn give_to_driver(&mut self, block: Block) {
-        // SAFETY: the block came from cuMemAlloc, is not live, and the device has finished all work.
-        if unsafe { result::free_sync(block.pointer) }.is_ok() {
-            self.stats.reserved_bytes -= block.capacity;
-        }
+    /// Takes the freed blocks out, for the driver or to be put back.
+    pub(crate) fn take_kept(&mut self) -> Vec<Block> {
+        self.free.drain().collect()
     }
 
-    /// Gives freed memory back to the driver.
-    pub(crate) fn release_kept(&mut self, wait: impl Fn() -> Result<()>) -> Result<()> {
-        wait()?;
-        let blocks: Vec<Block> = self.free.drain().collect();
-        blocks.into_iter().for_each(|block| self.give_to_driver(block));
-        Ok(())
+    /// Puts freed blocks back.
+    pub(crate) fn keep(&mut self, blocks: Vec<Block>) {
+        blocks.into_iter().for_each(|block| self.free.put(block));
+    }
+
+    /// The driver has this block again.
+    pub(crate) fn gave_back(&mut self, block: Block) {
+        self.stats.reserved_bytes -= block.capacity;
     }
 
     /// Whether a graph goes on using the block after it was freed.
@@ -313,6 +295,12 @@ impl Allocator {
         memory.free.drain().for_each(|block| self.free.put(block));
         memory.owners
     }
+}
+
+/// cuMemFree of a block that the device has finished with; whether the driver took it.
+pub(crate) fn give_to_driver(block: Block) -> bool {
+    // SAFETY: the block came from cuMemAlloc, is not live, and the device has finished all work with it.
+    unsafe { result::free_sync(block.pointer) }.is_ok()
 }
 
 /// cuMemAlloc, which a thread that is recording may only call after saying that it knows what it does: memory taken

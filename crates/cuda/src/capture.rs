@@ -4,31 +4,35 @@
 //! `gate.rs`. What would need the host at a replay, a wait or a copy, is refused with [`Code::Capture`]. Work on other
 //! streams joins the graph through events. The graph keeps every block of memory that was used.
 
-use crate::allocator::relaxed;
+use crate::allocator::{ForeignOwner, relaxed};
 use crate::device::{Cuda, lock};
 use crate::error::check;
 use crate::recording::{GraphHandle, Party};
+use crate::stream::Event;
 use cudarc::driver::{result, sys};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use syncbn_core::{Code, Error, Result};
 
 static GRAPHS: AtomicU64 = AtomicU64::new(0);
 
-/// What is launched.
-pub(crate) enum Executable {
-    Ready(sys::CUgraphExec),
-    /// Why it is not launched any more.
-    Retired(Error),
-}
+/// What is launched; none once the graph was retired.
+pub(crate) struct Executable(Option<sys::CUgraphExec>);
 
 // SAFETY: the driver allows graph calls from every thread, one at a time, which the mutex around this gives.
 unsafe impl Send for Executable {}
+
+/// Ends the recordings of this thread, on every device: it is ending itself.
+pub fn abandon_captures_of_this_thread() {
+    crate::device::open_devices().iter().filter(|device| device.is_capturing()).for_each(Cuda::abandon_capture);
+}
 
 /// Recorded work with the memory it uses. Dropping it gives the memory back.
 pub struct Graph {
     device: Cuda,
     pub(crate) executable: Mutex<Executable>,
+    /// Why it is not launched any more.
+    pub(crate) retired: OnceLock<Error>,
     parties: Vec<Party>,
     id: u64,
 }
@@ -72,15 +76,15 @@ impl Cuda {
         self.0.gate.end();
         match executable {
             Ok(executable) => {
-                let executable = Mutex::new(Executable::Ready(executable));
-                let graph = Arc::new(Graph { device: self.clone(), executable, parties, id });
+                let (executable, retired) = (Mutex::new(Executable(Some(executable))), OnceLock::new());
+                let graph = Arc::new(Graph { device: self.clone(), executable, retired, parties, id });
                 let handle = GraphHandle(Arc::downgrade(&graph));
                 graph.parties.iter().for_each(|(party, _)| party.recorded(handle.clone()));
                 Ok(graph)
             }
             Err(error) => {
-                // Nothing of it was ever launched, so nothing of another library is in use.
-                drop(self.allocator().drop_graph(id));
+                let owners = self.allocator().drop_graph(id);
+                self.let_go_later(owners);
                 Err(error)
             }
         }
@@ -103,6 +107,21 @@ impl Cuda {
         drop(self.finish_capture());
     }
 
+    /// Lets go of what keeps other libraries' memory alive when the device has done what is enqueued so far.
+    fn let_go_later(&self, owners: Vec<ForeignOwner>) {
+        if owners.is_empty() {
+            return;
+        }
+        // An event in a recording says nothing of what runs before it: so the graph being recorded holds them.
+        if self.is_capturing() {
+            return owners.iter().for_each(|owner| self.note_foreign_use(owner));
+        }
+        // Where no event can be recorded, the device has failed, or the process is ending.
+        if let Ok(event) = self.record(self.stream()) {
+            self.park(event, Box::new(owners));
+        }
+    }
+
     /// Whether this thread records a graph.
     pub fn is_capturing(&self) -> bool {
         self.recording().is_some()
@@ -119,29 +138,46 @@ impl Graph {
         let device = &self.device;
         device.refuse_in_capture("a replay")?;
         self.parties.iter().try_for_each(|(party, _)| party.check())?;
-        let executable = lock(&self.executable);
-        let raw = match &*executable {
-            Executable::Ready(raw) => *raw,
-            Executable::Retired(error) => return Err(error.clone()),
-        };
-        let begin = |(party, calls): &Party| party.begin_replay(*calls);
-        let numbers = self.parties.iter().map(begin).collect::<Result<Vec<u64>>>()?;
-        self.launch(raw)?;
-        drop(executable);
-        if self.parties.is_empty() {
-            return Ok(());
+        let mut numbers = Vec::with_capacity(self.parties.len());
+        let enqueued = self.enqueue(&mut numbers);
+        if let Err(error) = &enqueued {
+            self.parties.iter().take(numbers.len()).for_each(|(party, _)| party.replay_failed(error));
         }
-        let done = Arc::new(device.record(device.stream())?);
-        for ((party, calls), number) in self.parties.iter().zip(numbers) {
-            party.replayed(number, *calls, &done);
+        if let Some(done) = enqueued? {
+            for ((party, calls), number) in self.parties.iter().zip(numbers) {
+                party.replayed(number, *calls, &done);
+            }
         }
         Ok(())
     }
 
-    fn launch(&self, executable: sys::CUgraphExec) -> Result<()> {
+    /// Announces the replay to the participants, which adds their `numbers`, and launches it; its end, for them.
+    fn enqueue(&self, numbers: &mut Vec<u64>) -> Result<Option<Arc<Event>>> {
+        for (party, calls) in &self.parties {
+            numbers.push(party.begin_replay(*calls)?);
+        }
+        let done = if self.parties.is_empty() { None } else { Some(Arc::new(self.device.new_event(false)?)) };
         let _pass = self.device.enter()?;
+        let executable = lock(&self.executable);
+        let retired =
+            || self.retired.get().cloned().unwrap_or_else(|| Error::internal("a graph without its executable"));
+        let raw = executable.0.filter(|_| self.retired.get().is_none()).ok_or_else(retired)?;
         // SAFETY: both are alive and of one context.
-        check("cuGraphLaunch", unsafe { result::graph::launch(executable, self.device.stream().raw()) })
+        let launched = check("cuGraphLaunch", unsafe { result::graph::launch(raw, self.device.stream().raw()) });
+        // Whoever retired it meanwhile may not have waited for this.
+        self.settle(executable);
+        launched?;
+        done.iter().try_for_each(|event| event.record(self.device.stream()))?;
+        Ok(done)
+    }
+
+    /// Destroys the executable of a graph that was retired.
+    pub(crate) fn settle(&self, mut executable: MutexGuard<'_, Executable>) {
+        if self.retired.get().is_some()
+            && let Some(raw) = executable.0.take()
+        {
+            self.destroy(raw);
+        }
     }
 
     /// The device it runs on.
@@ -160,16 +196,10 @@ impl Graph {
 
 impl Drop for Graph {
     fn drop(&mut self) {
-        if let Executable::Ready(raw) = *lock(&self.executable) {
+        if let Some(raw) = lock(&self.executable).0.take() {
             self.destroy(raw);
         }
         let owners = self.device.allocator().drop_graph(self.id);
-        if owners.is_empty() {
-            return;
-        }
-        // The last replay may still run. Where that cannot be known, the device has failed.
-        if let Ok(event) = self.device.record(self.device.stream()) {
-            self.device.park(event, Box::new(owners));
-        }
+        self.device.let_go_later(owners);
     }
 }

@@ -1,6 +1,6 @@
 //! One GPU: its context, its compute stream and its memory.
 
-use crate::allocator::{Allocator, Block, ForeignOwner, MemoryStats, POISON, poisons_freed, relaxed};
+use crate::allocator::{Allocator, Block, ForeignOwner, MemoryStats, POISON, give_to_driver, poisons_freed, relaxed};
 use crate::buffer::CudaBuffer;
 use crate::counts::{AtomicCounts, Counts};
 use crate::cublas::Cublas;
@@ -245,10 +245,23 @@ impl Cuda {
     }
 
     pub(crate) fn allocate(&self, bytes: usize, dtype: DType, shape: &[usize]) -> Result<Block> {
+        let taken = self.take_memory(bytes, dtype, shape);
+        match taken {
+            Err(error) if error.code() == Code::OutOfMemory && !self.is_capturing() => {
+                if self.release_kept()? {
+                    self.take_memory(bytes, dtype, shape)
+                } else {
+                    Err(error)
+                }
+            }
+            taken => taken,
+        }
+    }
+
+    fn take_memory(&self, bytes: usize, dtype: DType, shape: &[usize]) -> Result<Block> {
         let _pass = self.enter()?;
         let (name, recording) = (self.to_string(), self.recording());
-        let wait = || self.0.stream.synchronize();
-        lock(&self.0.allocator).allocate(&name, bytes, (dtype, shape), recording, wait)
+        lock(&self.0.allocator).allocate(&name, bytes, (dtype, shape), recording)
     }
 
     pub(crate) fn release(&self, block: Block) {
@@ -299,9 +312,24 @@ impl Cuda {
         check("cuMemGetInfo", result::mem_get_info())
     }
 
-    pub(crate) fn release_kept(&self) -> Result<()> {
-        let _pass = self.enter()?;
-        lock(&self.0.allocator).release_kept(|| self.0.stream.synchronize())
+    /// Gives freed memory back to the driver; whether there was any. Waits for the device, with nothing locked: what the
+    /// device waits for may need other threads, and they memory.
+    pub(crate) fn release_kept(&self) -> Result<bool> {
+        let blocks = lock(&self.0.allocator).take_kept();
+        if blocks.is_empty() {
+            return Ok(false);
+        }
+        let waited = self.record(self.stream()).and_then(|event| self.wait_for(&event, &|| Ok(())));
+        if let Err(error) = waited {
+            lock(&self.0.allocator).keep(blocks);
+            return Err(error);
+        }
+        for block in blocks {
+            if give_to_driver(block) {
+                lock(&self.0.allocator).gave_back(block);
+            }
+        }
+        Ok(true)
     }
 
     /// Whether this device reads the memory of `other` directly.
@@ -341,9 +369,7 @@ impl Cuda {
     /// Zeroed memory that is never freed. It is zero at once, in a recording too, which does not take part. The caller
     /// holds a pass, or is the first to use the device.
     pub(crate) fn permanent_zeros(&self, bytes: usize) -> Result<u64> {
-        let (name, recording) = (self.to_string(), self.recording());
-        let wait = || self.0.stream.synchronize();
-        let address = lock(&self.0.allocator).take_permanent(&name, bytes, recording, wait)?;
+        let address = lock(&self.0.allocator).take_permanent(&self.to_string(), bytes)?;
         relaxed(|| {
             // SAFETY: the memory is fresh and `bytes` bytes long.
             check("cuMemsetD8Async", unsafe { result::memset_d8_async(address, 0, bytes, self.0.side_stream.raw()) })?;

@@ -39,7 +39,7 @@ pub mod stream;
 
 pub use allocator::{MemoryStats, release_kept, set_keep_freed, set_poison_freed};
 pub use buffer::CudaBuffer;
-pub use capture::Graph;
+pub use capture::{Graph, abandon_captures_of_this_thread};
 pub use counts::Counts;
 pub use device::{Cuda, DeviceInfo};
 pub use foreign::Foreign;

@@ -3,7 +3,7 @@
 //! A communicator is one: its kernels in a graph must stay in order with its other calls, other ranks' watchdogs must
 //! see replays, and it cannot be ended while a graph holds work of it.
 
-use crate::capture::{Executable, Graph};
+use crate::capture::Graph;
 use crate::device::{Cuda, lock};
 use crate::stream::Event;
 use std::sync::{Arc, Mutex, TryLockError, Weak};
@@ -27,6 +27,9 @@ pub trait Participant: Send + Sync {
     /// A replay of `calls` of this participant's calls is about to be enqueued on the compute stream, which is made to
     /// wait for what must come first. Answers with a number that `replayed` is given.
     fn begin_replay(&self, calls: usize) -> Result<u64>;
+
+    /// What `begin_replay` announced was not enqueued, because of `error`.
+    fn replay_failed(&self, error: &Error);
 
     /// The replay was enqueued, and is over when `done` is.
     fn replayed(&self, number: u64, calls: usize, done: &Arc<Event>);
@@ -65,22 +68,21 @@ pub struct GraphHandle(pub(crate) Weak<Graph>);
 
 impl GraphHandle {
     /// The graph is never launched again: replays fail with `error`. One that runs is not ended by this. Nothing happens
-    /// if the graph is gone, or retired already, or is being launched for as long as a second.
+    /// if the graph is gone. A launch under way is waited for, for a second; after that it is the launch that destroys
+    /// what it launched.
     pub fn retire(&self, error: &Error) {
         let Some(graph) = self.0.upgrade() else { return };
+        graph.retired.get_or_init(|| error.clone());
         let start = Instant::now();
-        let mut executable = loop {
+        loop {
             match graph.executable.try_lock() {
-                Ok(guard) => break guard,
-                Err(TryLockError::Poisoned(poisoned)) => break poisoned.into_inner(),
+                Ok(executable) => return graph.settle(executable),
+                Err(TryLockError::Poisoned(poisoned)) => return graph.settle(poisoned.into_inner()),
                 Err(TryLockError::WouldBlock) if start.elapsed() < LAUNCH_TIMEOUT => {
                     std::thread::sleep(Duration::from_millis(1));
                 }
                 Err(TryLockError::WouldBlock) => return,
             }
-        };
-        if let Executable::Ready(raw) = std::mem::replace(&mut *executable, Executable::Retired(error.clone())) {
-            graph.destroy(raw);
         }
     }
 

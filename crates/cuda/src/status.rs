@@ -160,10 +160,13 @@ impl Cuda {
 
     /// Forgets what `reporter` reported.
     pub fn clear_fault(&self, reporter: u64) {
-        let mut faults = lock(&self.0.faults);
-        let known = faults.len();
-        faults.retain(|(other, _)| *other != reporter);
-        if faults.is_empty() && known > 0 {
+        let last = {
+            let mut faults = lock(&self.0.faults);
+            let known = faults.len();
+            faults.retain(|(other, _)| *other != reporter);
+            faults.is_empty() && known > 0
+        };
+        if last {
             // A device that fails now says so to whoever uses it next.
             let _ = self.write_status(0, self.stream()).and_then(|()| self.reset_counters());
         }

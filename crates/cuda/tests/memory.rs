@@ -139,6 +139,36 @@ fn other_threads_wait_for_the_end_of_a_recording() {
     assert!(elsewhere.0 >= Duration::from_millis(50) && elsewhere.1, "{elsewhere:?}");
 }
 
+#[test]
+fn a_thread_that_ends_gives_up_its_recordings() {
+    let (cuda, _guard) = gpu();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            cuda.start_capture().unwrap();
+            add(&cuda, &filled(&cuda, 1.0), 1.0, &filled(&cuda, 1.0));
+            syncbn_cuda::abandon_captures_of_this_thread();
+            assert!(!cuda.is_capturing());
+            // Nothing to give up is no error.
+            syncbn_cuda::abandon_captures_of_this_thread();
+        });
+    });
+    expect_all(&filled(&cuda, 7.0), 7.0);
+}
+
+#[test]
+fn memory_that_runs_out_is_taken_from_what_is_kept() {
+    let (cuda, _guard) = gpu();
+    let bytes = cuda.memory_info().unwrap().0 / 4;
+    let large = |bytes: usize| cuda.tensor_buffer(F32, &[bytes / 4]);
+    let kept: Vec<CudaBuffer> = (0..3).map(|_| large(bytes).unwrap()).collect();
+    drop(kept);
+    let all = large(3 * bytes).unwrap();
+    let error = large(2 * bytes).unwrap_err();
+    assert_eq!(error.code(), Code::OutOfMemory);
+    drop(all);
+    expect_all(&filled(&cuda, 8.0), 8.0);
+}
+
 /// Says when it is dropped.
 struct Owner(Arc<Mutex<bool>>);
 

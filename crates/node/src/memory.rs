@@ -30,6 +30,8 @@ pub fn on_load(_exports: napi::bindgen_prelude::Object<'_>, env: Env) -> Result<
     set_interrupt(is_ending);
     env.add_env_cleanup_hook((), |()| {
         ENVIRONMENT.set(None);
+        // A thread that is terminated inside a capture has not ended it, and others wait for that.
+        syncbn_runtime::gpu::abandon_captures_of_this_thread();
         crate::process_group::abort_all();
     })?;
     Ok(())

@@ -116,7 +116,7 @@ pub fn init_process_group<'env>(
 pub fn new_group<'env>(env: &'env Env, world: &BindingGroup, ranks: Vec<i64>, timeout: f64) -> Result<Object<'env>> {
     let (ranks, timeout) = (sizes("newGroup", &ranks)?, milliseconds("newGroup", timeout)?);
     // Here its place among the calls of the program is fixed, whenever the thread gets to run.
-    let made = world.0.start_new_group(&ranks, Some(timeout));
+    let made = checked(world.0.start_new_group(&ranks, Some(timeout)))?;
     promise(env, move || made.finish(), BindingGroup::register)
 }
 

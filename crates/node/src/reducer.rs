@@ -18,8 +18,10 @@ pub fn verify_parameters(
     names: Vec<String>,
     tensors: Vec<ClassInstance<'_, BindingTensor>>,
     others: Vec<ClassInstance<'_, BindingTensor>>,
+    problem: Option<String>,
 ) -> Result<()> {
-    checked(reducer::verify_parameters(group.get(), &names, &all(&tensors)?, &all(&others)?))
+    let (tensors, others) = (all(&tensors)?, all(&others)?);
+    checked(reducer::verify_parameters(group.get(), &names, &tensors, &others, problem.as_deref()))
 }
 
 #[napi(catch_unwind)]

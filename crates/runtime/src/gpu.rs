@@ -10,7 +10,7 @@ use syncbn_core::{DType, Error, MemoryFormat, Result};
 use syncbn_cuda::{Cuda, DeviceInfo, Foreign, driver};
 use syncbn_nccl::{Nccl, Search};
 
-pub use syncbn_cuda::{Counts, Graph, set_keep_freed, set_poison_freed};
+pub use syncbn_cuda::{Counts, Graph, abandon_captures_of_this_thread, set_keep_freed, set_poison_freed};
 
 /// Number of GPUs; why there are none to use otherwise.
 pub fn device_count() -> Result<usize> {

@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 use syncbn_comm::{CancelToken, Environment, Group, InitOptions, World};
 use syncbn_core::{Code, Collective, DType, Error, ReduceOp, Result};
-use syncbn_cuda::{Cuda, CudaBuffer, refuse_while_recording};
+use syncbn_cuda::{Cuda, CudaBuffer, abandon_captures_of_this_thread, refuse_while_recording};
 
 pub use crate::nccl::setup::Backend;
 
@@ -154,16 +154,20 @@ impl ProcessGroup {
     /// A group of some global ranks; every rank of the world calls it. Members are numbered in ascending order of their
     /// global ranks, as `torch.distributed.new_group` does.
     pub fn new_group(&self, ranks: &[usize], timeout: Option<Duration>) -> Result<Self> {
-        self.start_new_group(ranks, timeout).finish()
+        self.start_new_group(ranks, timeout)?.finish()
     }
 
     /// [`new_group`](Self::new_group) in two parts: this one fixes its place among the calls of this group, and the
     /// other, on whichever thread, makes it. Later calls wait for that.
-    pub fn start_new_group(&self, ranks: &[usize], timeout: Option<Duration>) -> NewGroup {
+    ///
+    /// # Errors
+    /// [`Code::Capture`] in a recording, which would wait for the group's earlier calls as they for it.
+    pub fn start_new_group(&self, ranks: &[usize], timeout: Option<Duration>) -> Result<NewGroup> {
+        refuse_while_recording("newGroup")?;
         let turn = self.0.nccl.as_ref().map_or(&self.0.making, NcclGroup::turn);
         let mut ranks = ranks.to_vec();
         ranks.sort_unstable();
-        NewGroup { parent: self.clone(), ranks, timeout, ticket: turn.take() }
+        Ok(NewGroup { parent: self.clone(), ranks, timeout, ticket: turn.take() })
     }
 
     /// How tensors on GPUs are exchanged.
@@ -208,7 +212,10 @@ impl ProcessGroup {
     ///
     /// The connections come first: the other ranks must not have to wait. Then all communicators at once: they share a
     /// stream, and one whose kernel hangs holds up the abort of another whose kernel is behind it.
+    ///
+    /// A recording of this thread ends: it may hold work of the communicators, which could not be aborted before it.
     pub fn abort(&self, reason: &str) {
+        abandon_captures_of_this_thread();
         if self.is_default() {
             self.0.world.abort(reason)
         } else {
@@ -277,7 +284,8 @@ impl ProcessGroup {
     }
 
     fn wait_idle(&self) {
-        let last = self.0.queue.lock().unwrap_or_else(PoisonError::into_inner).last.take();
+        // Not taken: another thread that waits for it must find it, too.
+        let last = self.0.queue.lock().unwrap_or_else(PoisonError::into_inner).last.clone();
         if let Some(last) = last {
             // Its error belongs to whoever holds the Work, and poisons the group for the next call anyway.
             let _ = last.wait();

@@ -205,14 +205,23 @@ fn range(plan: &Bucket, position: usize) -> std::ops::Range<usize> {
 }
 
 /// Fails on every rank unless all have the same tensors: number, names, shapes, types and formats, in order; and unless
-/// every rank's tensors, `others` included, are where its group exchanges.
-pub fn verify_parameters(group: &ProcessGroup, names: &[String], tensors: &[Tensor], others: &[Tensor]) -> Result<()> {
+/// every rank's tensors, `others` included, are where its group exchanges, and no rank has found a `problem` by itself.
+pub fn verify_parameters(
+    group: &ProcessGroup,
+    names: &[String],
+    tensors: &[Tensor],
+    others: &[Tensor],
+    problem: Option<&str>,
+) -> Result<()> {
     const OP: &str = "DistributedDataParallel";
     group.expect_member(OP)?;
     // The others learn of it before anybody is kept waiting.
-    let places = check_places(group, tensors, others);
+    let places =
+        problem.map_or_else(|| check_places(group, tensors, others), |problem| Err(Error::new(Code::Device, problem)));
     let verdict = places.as_ref().map_or_else(|error| error.message().replace('\n', " "), |()| String::new());
     let describe = |(name, tensor): (&String, &Tensor)| {
+        // A name may have a line's end.
+        let name = name.escape_debug();
         format!("{name} {:?} {} {}", tensor.shape(), tensor.dtype(), tensor.format())
     };
     let lines: Vec<String> = [verdict].into_iter().chain(names.iter().zip(tensors).map(describe)).collect();

@@ -14,8 +14,10 @@ struct State {
     callbacks: Vec<Callback>,
     /// Work on a GPU, until it is waited for or done.
     device: Option<DeviceWork>,
-    /// Whether it was waited for in a recording: it runs at every replay, in order, and is never done before.
+    /// Whether it was made in a recording: it runs at every replay, and is never done before.
     recorded: bool,
+    /// Whether the recording waits for it.
+    joined: bool,
 }
 
 /// What a device still works on.
@@ -23,6 +25,7 @@ struct DeviceWork {
     cuda: Cuda,
     event: Arc<Event>,
     /// What keeps its tensors alive and untouched.
+    #[expect(dead_code, reason = "held, not read")]
     guards: Box<dyn Any + Send>,
 }
 
@@ -47,7 +50,8 @@ impl Work {
     /// Work that is on a GPU, and done when `event` is; `guards` are kept until then, or until it is waited for.
     pub(crate) fn on_device(cuda: Cuda, event: Arc<Event>, guards: Box<dyn Any + Send>) -> Self {
         let work = Self::default();
-        work.state().device = Some(DeviceWork { cuda, event, guards });
+        let recorded = cuda.is_capturing();
+        *work.state() = State { recorded, device: Some(DeviceWork { cuda, event, guards }), ..State::default() };
         work
     }
 
@@ -76,14 +80,19 @@ impl Work {
     /// result.
     pub fn wait(&self) -> Result<()> {
         let mut state = self.state();
-        if let Some(DeviceWork { cuda, event, guards }) = state.device.take() {
-            state.recorded = cuda.is_capturing();
+        if let Some(work) = state.device.take() {
+            let joined = work.cuda.wait_in_stream(&work.event);
+            if let Err(error) = joined {
+                // The device may still write to what the guards keep.
+                state.device = Some(work);
+                return Err(error);
+            }
+            state.joined = state.recorded;
             drop(state);
-            let waiting = cuda.wait_in_stream(&event);
-            drop(guards);
-            return waiting;
+            drop(work);
+            return Ok(());
         }
-        if state.recorded {
+        if state.joined {
             return Ok(());
         }
         loop {
@@ -105,7 +114,7 @@ impl Work {
     /// Calls back with the outcome, at once if it is there, else from the thread that makes it.
     pub fn on_complete(&self, callback: impl FnOnce(Result<()>) + Send + 'static) {
         let mut state = self.state();
-        if state.recorded || state.device.as_ref().is_some_and(|work| work.cuda.is_capturing()) {
+        if state.recorded {
             drop(state);
             let message = "a collective inside cuda.capture is not done before a replay: expected wait(), got await";
             return callback(Err(Error::new(Code::Capture, message)));

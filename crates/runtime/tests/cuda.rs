@@ -325,6 +325,27 @@ fn ranks_of_which_one_replays_and_one_calls_are_told() {
 
 #[test]
 #[ignore = "needs GPUs: on_fake_gpus_over_nccl runs it"]
+fn a_group_that_fails_while_it_is_recorded_takes_the_recording_with_it() {
+    impatient_ranks(Duration::from_secs(10), |group, _| {
+        let data = tensor(&[1.0; 8], &[8], DType::F32, MemoryFormat::Contiguous);
+        process_group::all_reduce(group, &data, ReduceOp::Sum).unwrap().wait().unwrap();
+        gpu::synchronize(&place::device()).unwrap();
+        group.run(Group::barrier).unwrap();
+        let cuda = cuda();
+        cuda.start_capture().unwrap();
+        process_group::all_reduce(group, &data, ReduceOp::Sum).unwrap().wait().unwrap();
+        let start = Instant::now();
+        // NCCL's abort waits for whatever holds work of the communicator: this recording, too.
+        group.abort("enough");
+        assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+        expect(cuda.finish_capture(), Code::Capture);
+        group.destroy();
+        assert_eq!(values(&data), vec![2.0; 8], "the device computes on");
+    });
+}
+
+#[test]
+#[ignore = "needs GPUs: on_fake_gpus_over_nccl runs it"]
 fn what_hosts_exchange_cannot_be_recorded() {
     ranks(2, |group| {
         let host = Tensor::full(&syncbn_runtime::Device::Cpu, &[3], 1.0, DType::F32, MemoryFormat::Contiguous).unwrap();

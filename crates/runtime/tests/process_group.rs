@@ -295,3 +295,32 @@ fn every_thread_has_its_own_generator() {
     assert_eq!(random::randperm(5).unwrap().len(), 5);
     expect(random::random(random::Distribution::Uniform, &[2], DType::I32, MemoryFormat::Contiguous), Code::DType);
 }
+
+#[test]
+fn every_thread_waits_for_what_is_queued() {
+    ranks(1, |group| {
+        let (started, start) = channel();
+        group
+            .submit(move |_| {
+                started.send(()).unwrap();
+                std::thread::sleep(Duration::from_millis(100));
+                Ok(())
+            })
+            .unwrap();
+        start.recv().unwrap();
+        let last = group
+            .submit(|_| {
+                std::thread::sleep(Duration::from_millis(50));
+                Ok(())
+            })
+            .unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    let queue_is_empty = group.run(|_| Ok(last.completed())).unwrap();
+                    assert!(queue_is_empty);
+                });
+            }
+        });
+    });
+}

@@ -194,12 +194,12 @@ fn parameters_that_differ_are_named_on_all_ranks() {
             if group.member_rank() == Some(1) {
                 change(&mut names, &mut tensors);
             }
-            let error = expect(verify_parameters(group, &names, &tensors, &[]), Code::ParameterMismatch);
+            let error = expect(verify_parameters(group, &names, &tensors, &[], None), Code::ParameterMismatch);
             assert_eq!(error.peer(), Some(1), "{error}");
             assert!(error.message().contains(first) && error.message().contains(second), "{error}");
         }
-        verify_parameters(group, &names(), &parameters(), &[]).unwrap();
-        verify_parameters(group, &[], &[], &[]).unwrap();
+        verify_parameters(group, &names(), &parameters(), &[], None).unwrap();
+        verify_parameters(group, &[], &[], &[], None).unwrap();
     });
 }
 
@@ -231,7 +231,7 @@ fn integers_and_strangers_are_refused() {
         let alone = group.new_group(&[1], None).unwrap();
         if group.member_rank() == Some(0) {
             expect(made(&alone, &row(&[1.0])), Code::NotInGroup);
-            expect(verify_parameters(&alone, &[], &[], &[]), Code::NotInGroup);
+            expect(verify_parameters(&alone, &[], &[], &[], None), Code::NotInGroup);
             expect(broadcast_tensors(&alone, &[], 1), Code::NotInGroup);
         }
     });

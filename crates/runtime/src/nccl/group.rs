@@ -101,9 +101,17 @@ impl Shared {
 
     /// Aborts the communicator, if it is there, and only then gives up what keeps the tensors that its kernels write.
     fn end(&self, guards: Vec<Arc<Guards>>) {
+        // A recording of this thread holds work of the communicator, too, and cannot come to anything now.
+        if self.cuda.is_capturing() {
+            self.cuda.abandon_capture();
+        }
         if self.lost.load(Ordering::SeqCst) || self.communicator.abort(Wait::at_most(ABORT_TIMEOUT)).is_err() {
             // The kernels that hang are NCCL's, and what they may yet write to must never be used again.
-            self.lost.store(true, Ordering::SeqCst);
+            if !self.lost.swap(true, Ordering::SeqCst) {
+                let text = format!("a kernel of NCCL could not be ended (group '{}')", self.members.name);
+                self.cuda
+                    .report_fault(self.reporter, Error::new(Code::Nccl, text).with_group(self.members.name.clone()));
+            }
             guards.into_iter().for_each(std::mem::forget);
         }
     }
@@ -214,6 +222,8 @@ impl NcclGroup {
 
     /// Waits until what is enqueued is done; false if it is not in time, or for other reasons not waited for any more.
     fn drain(&self, timeout: Duration) -> Result<bool> {
+        // Replays run on the compute stream.
+        self.cuda().order(self.cuda().stream(), &self.stream)?;
         let (start, done) = (Instant::now(), self.cuda().record(&self.stream)?);
         while !done.is_done()? {
             if start.elapsed() >= timeout || is_interrupted() || self.shared.journal.error().is_some() {

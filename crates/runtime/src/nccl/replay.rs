@@ -46,11 +46,10 @@ fn call(calls: usize) -> Call {
 
 impl Participant for Replays {
     fn recorded(&self, graph: GraphHandle) {
-        let Shared { graphs, journal, .. } = &*self.shared;
-        graphs.add(graph);
+        self.shared.graphs.add(graph);
         // The group may have ended since the last call that was recorded.
-        if let Some(error) = journal.error() {
-            graphs.retire(&error);
+        if let Err(error) = self.check() {
+            self.shared.graphs.retire(&error);
         }
     }
 
@@ -67,10 +66,14 @@ impl Participant for Replays {
         let Shared { journal, members, cuda, .. } = &*self.shared;
         let (call, turn) = (call(calls), self.turn.take());
         turn.wait(call, members.timeout)?;
-        let number = journal.note(&members.name, call)?;
         // No two communicators at work on one device: what runs on the communication stream comes first.
         cuda.order(&self.stream, cuda.stream())?;
-        Ok(number)
+        journal.note(&members.name, call)
+    }
+
+    fn replay_failed(&self, error: &Error) {
+        // The other ranks were shown a replay that does not come.
+        self.shared.fail(error.clone());
     }
 
     fn replayed(&self, number: u64, calls: usize, done: &Arc<Event>) {
