@@ -8,6 +8,10 @@ use crate::wait::Clock;
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, TryLockError};
+use std::time::{Duration, Instant};
+
+/// How long a thread whose call was aborted waits for the end of the abort.
+const ABORT_PATIENCE: Duration = Duration::from_secs(4);
 
 const READY: u8 = 0;
 /// Somebody aborts it, and is not back yet.
@@ -118,8 +122,10 @@ impl Core {
         let waited = self.wait_until_done(function, clock, look);
         if let Err(NcclError::Aborted { .. }) = &waited {
             // For the same reason: an abort puts away what this thread began, so the thread is not to end before it.
-            // Where that takes longer than this call may, the thread goes on.
-            while self.life.load(Ordering::SeqCst) == ABORTING && clock.pause(function).is_ok() {}
+            // Where that takes long the thread goes on: the abort may be waiting for it, if it records a graph.
+            let start = Instant::now();
+            let waits = || self.life.load(Ordering::SeqCst) == ABORTING && start.elapsed() < ABORT_PATIENCE;
+            while waits() && clock.pause(function).is_ok() {}
         }
         waited.inspect_err(|error| self.fail(error))
     }
