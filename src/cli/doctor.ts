@@ -25,8 +25,8 @@ export async function doctor(): Promise<number> {
 
 /** Values in a column of their own; what to do about them below, behind an arrow. */
 function lines({ name, value, remedy, advice }: Finding, width: number): string {
-  const todo = remedy ?? advice
-  const rows = [...value.split('\n'), ...(todo === undefined ? [] : [`-> ${todo}`])]
+  const whatToDo = remedy ?? advice
+  const rows = [...value.split('\n'), ...(whatToDo === undefined ? [] : [`-> ${whatToDo}`])]
   return rows.map((row, i) => `${(i === 0 ? name : '').padEnd(width)}  ${row}\n`).join('')
 }
 
