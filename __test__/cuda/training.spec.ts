@@ -44,14 +44,17 @@ onCuda('training on ranks with GPUs', () => {
       parameters: SeenError
       buffers: SeenError
       ids: SeenError
+      onCpu: SeenError
       seconds: number
     }
     const values = await valuesOnGpus<Misplaced>('cuda/training.misplacedRank', 2, { backend: 'nccl' })
-    for (const [rank, { parameters, buffers, ids, seconds }] of values.entries()) {
+    for (const [rank, { parameters, buffers, ids, onCpu, seconds }] of values.entries()) {
       for (const error of [parameters, buffers, ids]) {
         t.is(error.code, 'ERR_DEVICE', error.message)
         t.true(error.message.includes(rank === 1 ? 'cuda:1' : 'rank 1 cannot take part'), error.message)
       }
+      t.is(onCpu.code, 'ERR_PARAMETER_MISMATCH', onCpu.message)
+      t.regex(onCpu.message, /rank 1 has .* on cpu/)
       t.true(seconds < 10, `${seconds} s`)
     }
   })

@@ -52,7 +52,8 @@ export interface DistributedDataParallelOptions {
  * ranks of the group. State-dict keys get the prefix `module.`, as in PyTorch.
  *
  * A gradient is summed in float32 (float64 for float64) and divided once, whatever its own precision; in a group of
- * backend tcp in rank order, in one of backend nccl in NCCL's. Every rank gets the same bits. Forward and backward are collective when gradients are enabled: every rank of the group makes the same calls.
+ * backend tcp in rank order, in one of backend nccl in NCCL's. Every rank gets the same bits. Forward and backward are
+ * collective when gradients are enabled: every rank of the group makes the same calls.
  * Under `noGrad`, and for the buffers also in `eval()`, nothing is exchanged. Several forward calls may come before
  * one backward. `grad()` computes gradients without averaging them.
  */

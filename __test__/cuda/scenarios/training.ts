@@ -187,7 +187,8 @@ export async function misplacedRank(): Promise<unknown> {
   const ids = await seen(
     () => new DistributedDataParallel(new Linear(1, 1, { device }), { deviceIds: [rank === 1 ? other : device] }),
   )
+  const onCpu = await seen(() => new DistributedDataParallel(new Linear(1, 1, { device: rank === 1 ? 'cpu' : device })))
   const seconds = (Date.now() - start) / 1000
   await destroyProcessGroup()
-  return { parameters, buffers, ids, seconds }
+  return { parameters, buffers, ids, onCpu, seconds }
 }

@@ -222,7 +222,12 @@ pub fn verify_parameters(
     let describe = |(name, tensor): (&String, &Tensor)| {
         // A name may have a line's end.
         let name = name.escape_debug();
-        format!("{name} {:?} {} {}", tensor.shape(), tensor.dtype(), tensor.format())
+        // Over NCCL, ranks whose tensors are on the CPU would make other exchanges than the rest.
+        let place = match tensor.device() {
+            Device::Cpu if group.device().is_some() => " on cpu",
+            _ => "",
+        };
+        format!("{name} {:?} {} {}{place}", tensor.shape(), tensor.dtype(), tensor.format())
     };
     let lines: Vec<String> = [verdict].into_iter().chain(names.iter().zip(tensors).map(describe)).collect();
     let all = group.run(|group| gather_text(group, &lines.join("\n")))?;
